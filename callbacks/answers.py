@@ -1,0 +1,93 @@
+"""A few generated answers during training, to the loggers and to samples.jsonl."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from openqwen2vl.formats.tokens import load_tokenizer, special_tokens, tokenizer_hash
+from openqwen2vl.training.module import MLLMModule
+from openqwen2vl.training.stream import packed_data
+
+from .boundary import ends_step
+
+log = logging.getLogger(__name__)
+
+
+class SampleAnswers(pl.Callback):
+    """Continues the first held-out documents greedily, at the current grid.
+
+    Args:
+        tokenizer: folder or hub name, only to read the answers.
+        every_n_steps: optimizer steps between two rounds.
+        count: documents.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        every_n_steps: int = 500,
+        count: int = 4,
+        max_new_tokens: int = 48,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.every_n_steps, self.count, self.max_new_tokens = every_n_steps, count, max_new_tokens
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Ask when it is time."""
+        due = trainer.global_step % self.every_n_steps == 0
+        if ends_step(trainer, batch_idx) and due:
+            assert isinstance(pl_module, MLLMModule)
+            self._ask(trainer, pl_module)
+
+    def _ask(self, trainer: pl.Trainer, module: MLLMModule) -> None:
+        documents = packed_data(trainer).held_out_documents(self.count, module.model.projector.grid)
+        if not documents:
+            return
+        tokenizer = load_tokenizer(self.tokenizer)
+        special = special_tokens(tokenizer)
+        if documents[0]["tokenizer_hash"] != tokenizer_hash(tokenizer):
+            log.warning("no sample answers: %s is not the packs' tokenizer", self.tokenizer)
+            return
+        images = torch.cat([document["images"] for document in documents]).to(module.device)
+        module.eval()
+        # Every rank generates the same: a sharded model needs all of them.
+        with module.whole_weights(), torch.no_grad():
+            answers = module.model.generate(
+                [document["prompt"] for document in documents],
+                images,
+                image_id=special.image,
+                pad_id=special.pad,
+                eos_ids=[special.eos],
+                max_new_tokens=self.max_new_tokens,
+            )
+        module.train()
+        if not trainer.is_global_zero:
+            return
+        lines = [
+            {
+                "step": trainer.global_step,
+                "uid": document["uid"],
+                "wanted": tokenizer.decode(document["answer"], skip_special_tokens=True).strip(),
+                "given": tokenizer.decode(answer, skip_special_tokens=True).strip(),
+            }
+            for document, answer in zip(documents, answers, strict=True)
+        ]
+        with (Path(trainer.default_root_dir) / "samples.jsonl").open("a") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        text = "\n\n".join(f"wanted: {x['wanted']}\n\ngiven: {x['given']}" for x in lines)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("answers", text, trainer.global_step)

@@ -1,0 +1,91 @@
+"""When a run saves, and which of its checkpoints it keeps."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+
+from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.training.checkpoint import checkpoint_path, checkpoints
+
+from .boundary import ends_step
+
+
+class Checkpoints(Checkpoint):
+    """Saves at ends of global batches only, where a run can go on exactly.
+
+    Being a `Checkpoint`, Lightning runs it after every other callback of the step. Names are
+    never overwritten: the same step has the same content.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints; None: by time only.
+        every_minutes: minutes between two checkpoints; None: by steps only.
+        keep: the newest ones that stay.
+
+    Raises:
+        ConfigError: a bound below 1, or nothing to keep.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = 500,
+        every_minutes: float | None = 30,
+        keep: int = 2,
+    ) -> None:
+        if keep < 1 or (every_n_steps or 1) < 1 or (every_minutes or 1) <= 0:
+            raise ConfigError(
+                f"callbacks.checkpoints: every_n_steps {every_n_steps}, every_minutes "
+                f"{every_minutes}, keep {keep}; expected numbers above 0 (or null for the first two)"
+            )
+        self.every_n_steps, self.every_minutes, self.keep = every_n_steps, every_minutes, keep
+        self._saved_at = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._saved_at = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when it is time, when the run stops, and at its end."""
+        if not ends_step(trainer, batch_idx):
+            return
+        step = trainer.global_step
+        by_steps = self.every_n_steps is not None and step % self.every_n_steps == 0
+        last = trainer.should_stop or step == trainer.max_steps
+        if by_steps or last or self._time_is_up(trainer):
+            self._save(trainer, step)
+
+    def _time_is_up(self, trainer: pl.Trainer) -> bool:
+        if self.every_minutes is None:
+            return False
+        late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        # Clocks differ between ranks, and saving takes all of them.
+        return trainer.strategy.reduce_boolean_decision(late, all=False)
+
+    def _save(self, trainer: pl.Trainer, step: int) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        path = checkpoint_path(folder, step)
+        if not path.exists():
+            trainer.save_checkpoint(path)
+        self._saved_at = time.monotonic()
+        if trainer.is_global_zero:
+            for old in checkpoints(folder)[: -self.keep]:
+                _remove(old)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint under another name, so that a kill leaves no half of one."""
+    doomed = path.rename(path.with_name(f".{path.name}.old"))
+    if doomed.is_dir():
+        shutil.rmtree(doomed)
+    else:
+        doomed.unlink()

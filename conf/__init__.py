@@ -1,0 +1,1 @@
+"""The Hydra config tree, found as `pkg://openqwen2vl.conf`."""

@@ -1,0 +1,232 @@
+"""Puts a training run together and runs it: folder, data, model, Trainer, resume."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from openqwen2vl.commands._assemble import (
+    build_model,
+    check_grids,
+    check_tower,
+    initial_weights,
+    model_config,
+)
+from openqwen2vl.formats.errors import CheckpointError, UserError
+from openqwen2vl.model.mllm import MLLM
+from openqwen2vl.packing.budget import accumulation
+from openqwen2vl.packing.order import Phase
+from openqwen2vl.training.checkpoint import AtomicCheckpointIO, checkpoint_step, newest, read_facts
+from openqwen2vl.training.launch import leave, leave_with_launcher, rank, spawn, tail_overrides
+from openqwen2vl.training.module import MLLMModule
+from openqwen2vl.training.run_folder import RunFolder
+from openqwen2vl.training.schedule import Schedule
+from openqwen2vl.training.stream import PackedData
+
+# What must not change between a checkpoint and its resumption: the order is a function of it.
+FIXED = ("seed", "global_batch", "sources", "mode", "weights", "manifests")
+
+
+def run_processes(config: DictConfig, processes: int) -> dict[str, object]:
+    """Run this training in several processes and give what its rank 0 recorded.
+
+    Raises:
+        UserError: the ranks said so (their message is above).
+    """
+    # Most mistakes show here, before any rank starts and all of them complain.
+    data = _data(config)
+    checkpoint = RunFolder(Path(config.run_dir)).checkpoint(config.resume)
+    if checkpoint is not None:
+        _resumable(checkpoint, config, data)
+    hydra = HydraConfig.get()
+    folders = [
+        f"--config-dir={source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider == "command-line"
+    ]
+    overrides = tail_overrides(list(hydra.overrides.task), Path(config.run_dir))
+    folder = RunFolder(Path(config.run_dir))
+    before = folder.read_json("run.json")
+    code = spawn(processes, ["train", *folders, *overrides])
+    record = folder.read_json("run.json")
+    # torchrun itself exits 1 after a SIGTERM although its ranks saved and ended well.
+    stopped = record.get("state") == "stopped" and record != before
+    if code and not stopped:
+        raise UserError(f"training ended with code {code}; the ranks' messages are above")
+    return _figures(folder)
+
+
+def fit(config: DictConfig, processes: int) -> dict[str, object]:
+    """Train in this process (one rank of ``processes``)."""
+    leave_with_launcher()
+    folder = RunFolder(Path(config.run_dir))
+    if rank() == 0:
+        folder.lock()
+    checkpoint = folder.checkpoint(config.resume)
+    data = _data(config)
+    facts = None if checkpoint is None else _resumable(checkpoint, config, data)
+    model = build_model(config, data.vocab_size)
+    check_grids(data, model)
+    data.image_side = model.vision.side
+    if facts is not None and checkpoint is not None:
+        check_tower(model, facts, checkpoint)
+    elif config.init_from is not None:
+        initial_weights(model, Path(config.init_from))
+    module = _module(config, data, model, facts)
+    trainer = _trainer(config, data, processes, folder, checkpoint)
+    if rank() == 0:
+        _announce(config, folder, data, model, trainer, checkpoint)
+    trainer.fit(
+        module,
+        datamodule=cast(pl.LightningDataModule, data),
+        ckpt_path=checkpoint,
+        weights_only=True,
+    )
+    figures: dict[str, object] = {}
+    if rank() == 0:
+        figures = _figures(folder)
+        Console().print(
+            f"{figures['state']} at step {figures['step']} of {figures['steps']}, loss "
+            f"{figures['loss']}: {figures['checkpoint']}",
+            soft_wrap=True,
+        )
+    leave(0)
+    return figures
+
+
+def _figures(folder: RunFolder) -> dict[str, object]:
+    """Give what the run recorded of itself, and where its newest checkpoint lies."""
+    return {
+        **folder.read_json("run.json"),
+        "run_dir": str(folder.path),
+        "checkpoint": str(newest(folder.path)),
+    }
+
+
+def _data(config: DictConfig) -> PackedData:
+    return cast(PackedData, instantiate(config.data, _convert_="all"))
+
+
+def _resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[str, Any]:
+    """Check that the run is the same and keep the phases that it fixed at its start.
+
+    Raises:
+        CheckpointError: another order, or more steps than the schedule spans.
+    """
+    facts = read_facts(checkpoint)
+    now = data.identity()
+    changed = [key for key in FIXED if facts["order"][key] != now[key]]
+    if changed:
+        told = "; ".join(f"{k}: {facts['order'][k]} there, {now[k]} here" for k in changed)
+        raise CheckpointError(
+            f"{checkpoint} cannot be resumed with another order of packs ({told}); restore these, "
+            "or start a new run with init_from="
+        )
+    data.keep_phases([Phase(**phase) for phase in facts["phases"]])
+    length = config.schedule.length
+    if data.order.steps != facts["steps"] and length is None:
+        raise CheckpointError(
+            f"the run was planned for {facts['steps']} steps, the budget now gives "
+            f"{data.order.steps}; its learning-rate curve would be another one: set "
+            f"schedule.length (={facts['schedule_length']} keeps the old curve)"
+        )
+    return facts
+
+
+def _module(
+    config: DictConfig, data: PackedData, model: MLLM, facts: dict[str, Any] | None
+) -> MLLMModule:
+    schedule: Schedule = instantiate(config.schedule)
+    steps = data.order.steps
+    tower = model.vision
+    written = {
+        "model": model_config(config),
+        "llm_config": model.llm.config.to_diff_dict(),
+        "vocab_size": data.vocab_size,
+        "tokenizer": config.tokenizer,
+        "tower": {
+            "name": tower.name,
+            "hash": None if tower.trainable else tower.weights_hash(),
+        },
+        "stage": config.stage,
+        "init_from": None if config.init_from is None else str(config.init_from),
+        "order": data.identity(),
+        "phases": [asdict(phase) for phase in data.order.phases],
+        "steps": steps,
+        "schedule_length": schedule.length or steps,
+    }
+    return MLLMModule(
+        model,
+        optim=instantiate(config.optim),
+        schedule=schedule,
+        steps=steps,
+        sources=data.mixture.names,
+        clip=config.clip,
+        seed=config.seed,
+        facts=written,
+    )
+
+
+def _trainer(
+    config: DictConfig,
+    data: PackedData,
+    processes: int,
+    folder: RunFolder,
+    checkpoint: Path | None,
+) -> pl.Trainer:
+    strategy = instantiate(config.strategy)
+    # A sharded strategy writes folders itself, atomically; files go through this plugin.
+    sharded = hasattr(strategy, "sharding_strategy")
+    callbacks = [instantiate(node) for node in config.callbacks.values() if node is not None]
+    # A logger that appends must drop the points which the resumed run will write again.
+    first = 0 if checkpoint is None else checkpoint_step(checkpoint) + 1
+    loggers = [
+        instantiate(node)(purge_step=first) if node.get("_partial_") else instantiate(node)
+        for node in config.logger.values()
+        if node is not None
+    ]
+    return instantiate(  # type: ignore[no-any-return]
+        config.trainer,
+        strategy=strategy,
+        plugins=[] if sharded else [AtomicCheckpointIO()],
+        callbacks=callbacks,
+        logger=loggers,
+        precision=config.precision,
+        default_root_dir=str(folder.path),
+        max_steps=data.order.steps,
+        accumulate_grad_batches=accumulation(data.global_batch, data.micro_batch, processes),
+        _convert_="all",
+    )
+
+
+def _announce(
+    config: DictConfig,
+    folder: RunFolder,
+    data: PackedData,
+    model: MLLM,
+    trainer: pl.Trainer,
+    checkpoint: Path | None,
+) -> None:
+    """Write the config beside the run and say what will happen."""
+    folder.write_json("config.json", OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+    table = Table(title=f"{config.stage} -> {folder.path}", title_justify="left", box=None)
+    parts = model.trainable_summary()
+    grids = [f"{p.grid} ({p.grid**2} tokens) until step {p.stop}" for p in data.order.phases]
+    per_step = data.global_batch * data.mixture.documents_per_pack(data.plan[0].grid)
+    rows = {
+        "sources": ", ".join(data.mixture.names),
+        "steps": f"{data.order.steps}, from {'the start' if checkpoint is None else checkpoint}",
+        "global batch": f"{data.global_batch} packs (about {per_step:.0f} documents) = "
+        f"{trainer.world_size} ranks x {data.micro_batch} x {trainer.accumulate_grad_batches}",
+        "grid": ", then ".join(grids),
+        **{name: f"{p.trainable:,} of {p.total:,} train" for name, p in parts.items()},
+    }
+    for key, value in rows.items():
+        table.add_row(key, value)
+    Console().print(table)

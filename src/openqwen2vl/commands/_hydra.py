@@ -1,0 +1,119 @@
+"""Runs a command under Hydra: composes, checks, calls, and turns user errors into one message."""
+
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any
+
+import hydra
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from openqwen2vl.config import check, nearest
+from openqwen2vl.formats.errors import UserError
+
+USER_ERROR = 2
+
+
+def launch(verb: str, overrides: Sequence[str]) -> int:
+    """Run a verb.
+
+    A command module has `SCHEMA`, what its config may hold, and `run(config)`, which prints its
+    table and returns its figures.
+
+    Args:
+        verb: name of a module in `openqwen2vl.commands`.
+        overrides: Hydra's command line.
+
+    Returns:
+        0, or 2 for a mistake of the user's, told in one message without a traceback.
+    """
+    command = import_module(f"openqwen2vl.commands.{verb}")
+    # Hydra would print and exit 1; we want its exceptions, to tell mistakes from crashes.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["openqwen2vl", *overrides]
+
+    mistakes: list[str] = []
+
+    def task(config: DictConfig) -> Any:
+        _quiet()
+        try:
+            check(config, command.SCHEMA)
+            figures = command.run(config)
+        except UserError as error:
+            # Caught here, since Hydra would print the whole command line before it.
+            mistakes.append(str(error))
+            return None
+        if config.json:
+            sys.stdout.write(json.dumps(figures, default=float) + "\n")
+            sys.stdout.flush()
+        return figures
+
+    compose = hydra.main(version_base="1.3", config_path="pkg://openqwen2vl.conf", config_name=verb)
+    try:
+        compose(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        mistakes.append(_explain(error))
+    for mistake in mistakes:
+        sys.stderr.write(mistake.rstrip() + "\n")
+    return USER_ERROR if mistakes else 0
+
+
+def _quiet() -> None:
+    """Keep the libraries' chatter out of a command's output; their warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "timm"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # True of Lightning's usual loaders, not of ours: the data module itself is resumable.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    # PyTorch and Lightning about each other; nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    warnings.filterwarnings("ignore", message=".*Multiple backends are registered.*")
+    warnings.filterwarnings("ignore", message=".*When using ``NO_SHARD``.*")
+
+
+def _explain(error: Exception) -> str:
+    """Say what Hydra says, with the nearest key when one was misspelt."""
+    causes = [str(error)]
+    cause: BaseException | None = error
+    while cause := cause.__cause__ if cause else None:
+        causes.append(str(cause))
+    text = "\n".join(dict.fromkeys(causes))
+    lines = [line for line in text.splitlines() if line.strip()]
+    misspelt = re.search(r"Could not override '([^']+)'", text)
+    hint = nearest(misspelt[1].rsplit(".", 1)[-1], _known_keys()) if misspelt else ""
+    return "\n".join([lines[0] + hint, *lines[1:]])
+
+
+def _known_keys() -> set[str]:
+    """Collect every key of the shipped config files."""
+    keys: set[str] = set()
+
+    def collect(node: Any) -> None:
+        if isinstance(node, dict):
+            keys.update(str(key) for key in node)
+            for value in node.values():
+                collect(value)
+        elif isinstance(node, list):
+            for value in node:
+                collect(value)
+
+    def visit(folder: Traversable) -> None:
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                visit(entry)
+                keys.add(entry.name)
+            elif entry.name.endswith(".yaml"):
+                collect(yaml.safe_load(entry.read_text()))
+
+    visit(files("openqwen2vl.conf"))
+    return keys - {"defaults", "_target_", "_partial_", "_convert_"}

@@ -1,0 +1,94 @@
+"""Lay raw shards into packs of one context length: packed shards, an index and a manifest."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from openqwen2vl.config import Schema
+from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
+from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.manifest import Manifest
+from openqwen2vl.formats.tokens import load_tokenizer
+from openqwen2vl.packing.plan import Selection, parse_part
+from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+
+_CHOICES = {"engine": ("local",), "packer": ("auto", "first_fit_decreasing")}
+_KEYS = (
+    "input out tokenizer image_root source template context grid part validation packer window "
+    "packs_per_shard overwrite engine workers json"
+)
+
+
+def _known_choices(config: DictConfig) -> None:
+    for key, choices in _CHOICES.items():
+        if config[key] not in choices:
+            raise ConfigError(f"{key} is '{config[key]}'; there are {', '.join(choices)}")
+
+
+SCHEMA = Schema(keys=frozenset(_KEYS.split()), rules=(_known_choices,))
+
+
+def run(config: DictConfig) -> dict[str, object]:
+    """Pack a corpus and print what came of it.
+
+    Returns:
+        The manifest's counts, fill, bound and rejects, and the seconds that it took.
+    """
+    started = time.perf_counter()
+    tokenizer = load_tokenizer(config.tokenizer)
+    source = Path(config.input).expanduser()
+    request = PackRequest(
+        input=source,
+        out=Path(config.out).expanduser(),
+        source=config.source or (source.resolve().name if source.is_dir() else source.stem),
+        spec=make_spec(tokenizer, config.context, config.grid, config.template),
+        selection=Selection(parse_part(config.part), config.validation),
+        image_root=Path(config.image_root).expanduser() if config.image_root else None,
+        window=config.window,
+        packs_per_shard=config.packs_per_shard,
+        overwrite=config.overwrite,
+    )
+    workers = config.workers or len(os.sched_getaffinity(0))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        manifest = pack_folder(request, tokenizer, _with_progress(bar, workers))
+    seconds = time.perf_counter() - started
+    _print(request.out, manifest, seconds)
+    return {
+        **{name: getattr(manifest.counts, name) for name in ("packs", "documents", "images")},
+        **{name: getattr(manifest.counts, name) for name in ("tokens", "targets")},
+        "fill": manifest.fill,
+        "lower_bound": manifest.lower_bound,
+        "rejects": manifest.rejects,
+        "outside_part": manifest.outside_part,
+        "seconds": seconds,
+    }
+
+
+def _with_progress(bar: Progress, workers: int) -> Mapper:
+    def mapper(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        task = bar.add_task(function.__name__.replace("_", " "), total=len(items))
+        return map_shards(
+            function, items, workers, lambda done, total: bar.update(task, completed=done)
+        )
+
+    return mapper
+
+
+def _print(out: Path, manifest: Manifest, seconds: float) -> None:
+    counts = manifest.counts
+    table = Table("packs", "documents", "images", "tokens", "targets", "fill", "at least")
+    totals = (counts.packs, counts.documents, counts.images, counts.tokens, counts.targets)
+    table.add_row(*map(str, totals), f"{manifest.fill:.2%}", f"{manifest.lower_bound} packs")
+    console = Console()
+    console.print(table)
+    reasons = [f"{number} {reason}" for reason, number in manifest.rejects.items()]
+    console.print(
+        f"left out: {', '.join(reasons) or 'none'}; outside the part: {manifest.outside_part}"
+    )
+    console.print(f"{out} in {seconds:.1f} s")

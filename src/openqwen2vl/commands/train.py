@@ -1,0 +1,107 @@
+"""Train one stage (align, pretrain, sft), fresh or resumed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from openqwen2vl.commands._assemble import check_batches
+from openqwen2vl.commands._fit import fit, run_processes
+from openqwen2vl.config import Schema
+from openqwen2vl.packing.budget import Budget, GridPhase, fix_phases
+from openqwen2vl.packing.mixture import MixtureSpec
+from openqwen2vl.training.launch import launched, world_size
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """Which parts of the model train."""
+
+    vision: bool
+    projector: bool
+    llm: bool
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The resolution plan."""
+
+    plan: list[GridPhase]
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Which kernel computes attention, and whether documents of a pack see each other."""
+
+    backend: str
+    isolate: bool
+
+
+def ranks(config: DictConfig) -> int:
+    """Give the number of processes of the run."""
+    trainer = config.trainer
+    return world_size(trainer.accelerator, trainer.devices, trainer.num_nodes)
+
+
+def _rules() -> list[Any]:
+    return [
+        lambda config: Budget(**config.budget),
+        lambda config: fix_phases([GridPhase(**p) for p in config.resolution.plan], 10**9),
+        lambda config: check_batches(config, ranks(config)),
+    ]
+
+
+KEYS = [
+    "stage",
+    "name",
+    "run_dir",
+    "seed",
+    "json",
+    "model",
+    "vision",
+    "llm",
+    "projector",
+    "attention",
+    "trainable",
+    "checkpointing",
+    "tokenizer",
+    "resolution",
+    "data",
+    "mixture",
+    "packs_root",
+    "optim",
+    "schedule",
+    "clip",
+    "strategy",
+    "trainer",
+    "callbacks",
+    "logger",
+    "budget",
+    "resume",
+    "init_from",
+    "precision",
+]
+
+SCHEMA = Schema(
+    keys=frozenset(KEYS),
+    groups={
+        "budget": Budget,
+        "trainable": Trainable,
+        "resolution": Resolution,
+        "attention": Attention,
+        "mixture": MixtureSpec,
+    },
+    rules=_rules(),
+)
+
+
+def run(config: DictConfig) -> dict[str, object]:
+    """Train; several processes on one machine are started here unless a launcher did.
+
+    Returns:
+        The last step's figures and where the run lies.
+    """
+    processes = ranks(config)
+    if processes > 1 and not launched():
+        return run_processes(config, processes)
+    return fit(config, processes)

@@ -1,0 +1,148 @@
+"""Finds every fault of a composed config before anything is built."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from openqwen2vl.formats.errors import ConfigError, UserError
+
+Rule = Callable[[DictConfig], None]
+# Words that Hydra itself reads from a node with a `_target_`.
+HYDRA_WORDS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_", "_args_"})
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a command's config may hold.
+
+    Attributes:
+        keys: names at the top level.
+        groups: plain groups (without `_target_`) and the dataclass whose fields they must have.
+        rules: checks between parts; each raises a UserError that says both numbers.
+    """
+
+    keys: frozenset[str]
+    groups: Mapping[str, type] = field(default_factory=dict)
+    rules: Sequence[Rule] = ()
+
+
+def check(config: DictConfig, schema: Schema) -> None:
+    """Raise one error that lists all faults of a config.
+
+    Looked for: keys that must be given, unknown keys (with the nearest known one), `_target_`s
+    that do not exist or do not take or lack an argument, values that interpolation cannot
+    resolve, and the schema's rules.
+
+    Raises:
+        ConfigError: at least one fault.
+    """
+    faults = list(_unresolved(config)) or [
+        *_unknown(config, schema.keys, "", "the config"),
+        *_missing(config),
+        *_targets(config),
+        *_groups(config, schema.groups),
+    ]
+    if not faults:
+        # Rules read values, which only make sense once every value is there.
+        faults = list(_rules(config, schema.rules))
+    if faults:
+        title = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ConfigError("\n  ".join([f"{title} in the config:", *faults]))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Give a hint such as `; did you mean 'steps'?`, or nothing when no known word is near."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _unknown(node: DictConfig, known: Iterable[str], path: str, owner: str) -> list[str]:
+    names = [str(key) for key in node if str(key) not in set(known)]
+    return [f"{path}{name}: {owner} has no such key{nearest(name, known)}" for name in names]
+
+
+def _unresolved(config: DictConfig) -> Iterable[str]:
+    """Yield the first interpolation that leads nowhere; a key yet to be given is no such fault."""
+    try:
+        OmegaConf.resolve(config.copy())
+    except InterpolationToMissingValueError:
+        return
+    except OmegaConfBaseException as error:
+        yield f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
+
+
+def _missing(config: DictConfig) -> list[str]:
+    return [f"{key}: must be given" for key in sorted(OmegaConf.missing_keys(config))]
+
+
+def _walk(node: Any, path: str = "") -> Iterable[tuple[str, DictConfig]]:
+    """Yield every node that has a `_target_`, at any depth."""
+    if OmegaConf.is_dict(node):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from _walk(node._get_node(key), f"{path}.{key}" if path else str(key))
+    elif OmegaConf.is_list(node):
+        for index in range(len(node)):
+            if not OmegaConf.is_missing(node, index):
+                yield from _walk(node._get_node(index), f"{path}[{index}]")
+
+
+def _targets(config: DictConfig) -> Iterable[str]:
+    for path, node in _walk(config):
+        name = node._target_
+        try:
+            target = _find(name)
+        except (ImportError, AttributeError) as error:
+            yield f"{path}._target_: there is no {name!r} ({error})"
+            continue
+        yield from _arguments(path, name, target, node)
+
+
+def _find(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.rpartition(".")
+    found = getattr(import_module(module), attribute)
+    if not callable(found):
+        raise AttributeError(f"{name} cannot be called")
+    return found  # type: ignore[no-any-return]
+
+
+def _arguments(path: str, name: str, target: Callable[..., Any], node: DictConfig) -> Iterable[str]:
+    parameters = inspect.signature(target).parameters
+    given = {str(key) for key in node} - HYDRA_WORDS
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for key in sorted(given - set(parameters)):
+            yield f"{path}.{key}: {name} takes no such key{nearest(key, parameters)}"
+    if node.get("_partial_", False):
+        return
+    for key, parameter in parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        )
+        if needed and key not in given:
+            yield f"{path}: {name} needs {key!r}"
+
+
+def _groups(config: DictConfig, groups: Mapping[str, type]) -> Iterable[str]:
+    for name, kind in groups.items():
+        node = config.get(name)
+        if OmegaConf.is_dict(node):
+            assert is_dataclass(kind)
+            known = [item.name for item in fields(kind)]
+            yield from _unknown(node, known, f"{name}.", name)
+
+
+def _rules(config: DictConfig, rules: Sequence[Rule]) -> Iterable[str]:
+    for rule in rules:
+        try:
+            rule(config)
+        except UserError as error:
+            yield str(error)

@@ -1,0 +1,1 @@
+"""The embedded corpus and its held-out questions, drawn from a seed."""

@@ -1,0 +1,1 @@
+"""Maps pure per-shard functions over processes, with progress and restart."""

@@ -1,0 +1,103 @@
+"""Mapping a function over shards in processes of this machine; results keep the order."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Protocol, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+Progress = Callable[[int, int], None]
+"""Told after each item how many are done and how many there are."""
+
+
+class Mapper(Protocol):
+    """What an engine looks like to those who have shards to work on."""
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> Iterator[Result]:
+        """Give ``function(item)`` for each item, in order."""
+
+
+def map_inline(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Map in this very process."""
+    return map_shards(function, items, workers=1)
+
+
+def map_shards(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    progress: Progress | None = None,
+) -> Iterator[Result]:
+    """Map a pure function over shards; how many workers there are does not change the results.
+
+    Args:
+        function: importable by name, since fresh processes look it up.
+        items: small picklable descriptions of shards; their ``str`` names them in errors.
+        workers: processes; 1 works in this one.
+        progress: called here after each item.
+
+    Yields:
+        Results in the order of the items, with few of them waiting.
+
+    Raises:
+        Exception: what the function raised, with a note that names the item.
+        RuntimeError: a worker process died.
+    """
+    results = _in_process(function, items) if workers <= 1 else _pooled(function, items, workers)
+    for done, result in enumerate(results, 1):
+        if progress is not None:
+            progress(done, len(items))
+        yield result
+
+
+def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    for item in items:
+        try:
+            result = function(item)
+        except Exception as error:
+            error.add_note(f"while working on {item}")
+            raise
+        yield result
+
+
+def _pooled(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    # Fresh processes: a fork would copy the threads' locks of whatever has run here.
+    context = multiprocessing.get_context("spawn")
+    count = min(workers, max(1, len(items)))
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread)
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) >= 2 * count:
+                yield _take(*waiting.popleft())
+        while waiting:
+            yield _take(*waiting.popleft())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _take(item: Item, future: Future[Result]) -> Result:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a worker process died at or near {item}; was it short of memory? take fewer workers"
+        ) from error
+    except Exception as error:
+        error.add_note(f"while working on {item}")
+        raise
+
+
+def _one_thread() -> None:
+    """Keep libraries from starting as many threads as there are cores in every worker."""
+    os.environ.update(RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")

@@ -1,0 +1,1 @@
+"""What lies on disk: raw shards, packed shards, manifests, images, tokens and templates, errors."""

@@ -1,0 +1,162 @@
+"""Raw shards: tars as img2dataset writes them, read as documents without touching an image."""
+
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openqwen2vl.formats.conversations import is_conversation, parse_turns
+from openqwen2vl.formats.documents import IMAGE, Document, ImageRef, Turn
+from openqwen2vl.formats.errors import ShardError
+from openqwen2vl.formats.rejects import Reject, Unusable
+from openqwen2vl.formats.sample_json import parse_sample, sample_uid
+from openqwen2vl.formats.tar import Member, TruncatedTarError, members
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+# WebDataset's rule: the key ends at the first dot of the file's name.
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")
+_IMAGE_NAME = re.compile(rf"(?:(\d+)\.)?({'|'.join(IMAGE_EXTENSIONS)})", re.IGNORECASE)
+
+
+@dataclass
+class _Group:
+    """The files of one key."""
+
+    key: str
+    files: dict[str, Member] = field(default_factory=dict)
+
+
+def raw_shards(folder: Path) -> list[Path]:
+    """List the raw shards of a folder by name.
+
+    Raises:
+        ShardError: there is no such folder, or it holds no ``.tar``.
+    """
+    if not folder.is_dir():
+        raise ShardError(f"no folder {folder}; check the path of the raw shards")
+    found = sorted(folder.glob("*.tar"))
+    if not found:
+        raise ShardError(
+            f"{folder} holds no .tar; raw shards are img2dataset's KEY.jpg, .txt, .json"
+        )
+    return found
+
+
+def read_raw_shard(path: Path, source: str) -> Iterator[Document | Reject]:
+    """Read the documents of a shard in the order of their first files.
+
+    ``KEY.jpg`` and ``KEY.txt`` are a caption; ``KEY.json`` may give its ``uid``. A ``KEY.json``
+    with ``conversations`` or ``messages`` is a conversation with its images ``KEY.jpg`` or
+    ``KEY.0.jpg, KEY.1.jpg ...``.
+
+    Args:
+        path: a tar; it may break off, then the last item is a ``Reject`` for its rest.
+        source: the name to give the documents.
+
+    Raises:
+        ShardError: the file is missing.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise ShardError(f"raw shard {path} is missing") from error
+    with file:
+        if path.stat().st_size == 0:
+            yield _rest(path, source, "is empty")
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            groups, broken = _groups(data)
+            for group in groups:
+                if any(map(_matters, group.files)):
+                    yield _read_group(group, data, path, source)
+    if broken:
+        yield _rest(path, source, broken)
+
+
+def _rest(path: Path, source: str, detail: str) -> Reject:
+    return Reject(source, path.stem, "", path.stem, "truncated_shard", f"{path.name} {detail}")
+
+
+def _groups(data: mmap.mmap) -> tuple[list[_Group], str | None]:
+    """Gather files by key; also say how the tar breaks off, if it does."""
+    groups: list[_Group] = []
+    latest: dict[str, _Group] = {}
+    broken = None
+    try:
+        for member in members(data):
+            match = _NAME.fullmatch(member.name)
+            if match is None or member.name.startswith("__"):
+                continue
+            key, ending = match.group(1), match.group(2).lower()
+            group = latest.get(key)
+            if group is None or ending in group.files:
+                group = latest[key] = _Group(key)
+                groups.append(group)
+            group.files[ending] = member
+    except TruncatedTarError as error:
+        match = _NAME.fullmatch(error.member or "")
+        # The sample that the cut goes through is part of what is lost.
+        if match and groups and groups[-1].key == match.group(1):
+            groups.pop()
+        broken = f"{error}; {len(groups)} documents before that are whole"
+    return groups, broken
+
+
+def _matters(ending: str) -> bool:
+    return ending in ("txt", "json") or _IMAGE_NAME.fullmatch(ending) is not None
+
+
+def _read_group(group: _Group, data: mmap.mmap, path: Path, source: str) -> Document | Reject:
+    shard, key = path.stem, group.key
+    uid = f"{shard}/{key}"
+    try:
+        fields = _json(group, data)
+        uid = sample_uid(fields, uid)
+        images = _images(group, path)
+        if is_conversation(fields):
+            turns = parse_turns(fields, len(images))
+        else:
+            turns = (_caption(group, data, len(images)),)
+    except Unusable as verdict:
+        return Reject(source, shard, key, uid, verdict.reason, verdict.detail)
+    return Document(source, shard, key, uid, turns, images)
+
+
+def _json(group: _Group, data: mmap.mmap) -> dict[str, Any]:
+    member = group.files.get("json")
+    if member is None:
+        return {}
+    return parse_sample(data[member.offset : member.offset + member.size], member.name)
+
+
+def _images(group: _Group, path: Path) -> tuple[ImageRef, ...]:
+    numbered = []
+    for ending, member in group.files.items():
+        match = _IMAGE_NAME.fullmatch(ending)
+        if match is None:
+            continue
+        if member.size == 0:
+            raise Unusable("missing_image", f"{member.name} holds no bytes")
+        ref = ImageRef(str(path), member.offset, member.size, match.group(2))
+        numbered.append((int(match.group(1) or 0), ref))
+    return tuple(ref for _, ref in sorted(numbered, key=lambda item: item[0]))
+
+
+def _caption(group: _Group, data: mmap.mmap, num_images: int) -> Turn:
+    member = group.files.get("txt")
+    if member is None:
+        raise Unusable("missing_text", f"{group.key} has no .txt and no conversation")
+    if num_images == 0:
+        raise Unusable("missing_image", f"{group.key} has a caption but no image")
+    if num_images > 1:
+        raise Unusable("image_count", f"{num_images} images for one caption")
+    try:
+        text = data[member.offset : member.offset + member.size].decode()
+    except UnicodeDecodeError as error:
+        raise Unusable("bad_text", f"{member.name} is not UTF-8 ({error.reason})") from error
+    if not text.strip():
+        raise Unusable("empty_caption", f"{member.name} holds no text")
+    return Turn("caption", (IMAGE, text))

@@ -1,0 +1,206 @@
+"""Templates: how a document becomes token ids, and which of them the model is asked for."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from openqwen2vl.formats.documents import IMAGE, Document, ImageMark, Part, Turn
+from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.tokens import SpecialTokens, encode_texts, special_tokens
+
+
+@dataclass(frozen=True)
+class Template:
+    """The layout of conversations; captions are laid out alike in all of them.
+
+    Attributes:
+        name: what configs and manifests call it.
+        system: what the system turn says when a conversation has none.
+        bos: whether a conversation opens with ``<s>``.
+        assistant_mark: whether ``<|im_start|>`` stands before ``assistant``.
+        image_first: whether the image of a one-image conversation is moved, with a newline,
+            in front of everything else.
+    """
+
+    name: str
+    system: str
+    bos: bool
+    assistant_mark: bool
+    image_first: bool
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over every field but the name."""
+        fields = asdict(self)
+        del fields["name"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_DEFAULT_SYSTEM = "You are a helpful assistant."
+
+TEMPLATES = {
+    # Qwen2.5's own ChatML, as its chat template writes it.
+    "qwen2_5": Template("qwen2_5", _DEFAULT_SYSTEM, False, True, False),
+    # What the released Open-Qwen2VL weights saw (qwen2_prompter.py, and the `<image>\n` that the
+    # trainer of March 2025 moved to the front).
+    "open_qwen2vl_v1": Template("open_qwen2vl_v1", _DEFAULT_SYSTEM, True, False, True),
+}
+
+
+def template(name: str) -> Template:
+    """Give the template of a name.
+
+    Raises:
+        ConfigError: there is none; the message lists those there are.
+    """
+    if name not in TEMPLATES:
+        raise ConfigError(f"template is '{name}'; there are {', '.join(sorted(TEMPLATES))}")
+    return TEMPLATES[name]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document in compact coordinates: one image mark per image, whatever the grid.
+
+    Attributes:
+        ids: token ids.
+        targets: half-open spans ``(start, stop)`` over ``ids``: the tokens that the model is
+            asked to predict. No span holds an image mark.
+        num_images: how many of ``ids`` are image marks.
+    """
+
+    ids: list[int]
+    targets: list[tuple[int, int]]
+    num_images: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of the layout: one id, or a text that is yet to be encoded."""
+
+    content: int | str
+    target: bool = False
+
+
+def encode_document(
+    document: Document, tokenizer: PreTrainedTokenizerFast, template: Template
+) -> Encoded:
+    """Lay a document out and encode it.
+
+    A caption is ``<s>``, image, newline and caption, ``<|im_end|>``; its text and end are targets
+    [official packer, `preprocess_caption`]. In a conversation each assistant turn's text and
+    ``<|im_end|>`` are targets.
+    """
+    return encode_documents([document], tokenizer, template)[0]
+
+
+def encode_documents(
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, template: Template
+) -> list[Encoded]:
+    """Encode many documents with one call of the tokenizer, each as ``encode_document`` would."""
+    special = special_tokens(tokenizer)
+    layouts = [_layout(document.turns, special, template) for document in documents]
+    # Headers such as "user\n" come back in every document: encode each different text once.
+    texts = {p.content for layout in layouts for p in layout if isinstance(p.content, str)}
+    ordered = sorted(texts)
+    codes = dict(zip(ordered, encode_texts(tokenizer, ordered), strict=True))
+    return [_assemble(layout, codes, special.image) for layout in layouts]
+
+
+def prompt_ids(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerFast, template: Template
+) -> list[int]:
+    """Give the ids after which an answer is generated, laid out as in training.
+
+    Args:
+        turns: a conversation that ends with a user turn, or one ``caption`` turn, whose text may
+            be empty: a base model continues it.
+        tokenizer: from ``load_tokenizer``.
+        template: the one that the model was trained with.
+
+    Returns:
+        Ids with one image mark per image, up to and including ``assistant`` and its newline; for
+        a caption, up to the end of its text.
+    """
+    special = special_tokens(tokenizer)
+    pieces = _layout(turns, special, template)
+    if turns[0].role == "caption":
+        pieces = pieces[:-1]
+    elif not template.assistant_mark:
+        pass  # the user turn has opened the assistant's already
+    else:
+        pieces += [_Piece(special.im_start), _Piece("assistant\n")]
+    texts = [p.content for p in pieces if isinstance(p.content, str)]
+    codes = dict(zip(texts, encode_texts(tokenizer, texts), strict=True))
+    return _assemble(pieces, codes, special.image).ids
+
+
+def _layout(turns: Sequence[Turn], special: SpecialTokens, template: Template) -> list[_Piece]:
+    if turns[0].role == "caption":
+        (turn,) = turns
+        return [
+            _Piece(special.bos),
+            _Piece(special.image),
+            _Piece("\n" + turn.text, target=True),
+            _Piece(special.eos, target=True),
+        ]
+    if template.image_first and sum(turn.num_images for turn in turns) == 1:
+        pieces = [_Piece(special.image), _Piece("\n")]
+        turns = [_without_image(turn) for turn in turns]
+    else:
+        pieces = []
+    if template.bos:
+        pieces.append(_Piece(special.bos))
+    if turns[0].role != "system":
+        turns = [Turn("system", (template.system,)), *turns]
+    for turn in turns:
+        pieces += _turn(turn, special, template)
+    return pieces
+
+
+def _turn(turn: Turn, special: SpecialTokens, template: Template) -> list[_Piece]:
+    answer = turn.role == "assistant"
+    pieces: list[_Piece] = []
+    if not answer or template.assistant_mark:
+        pieces = [_Piece(special.im_start), _Piece(f"{turn.role}\n")]
+    for part in turn.parts:
+        if isinstance(part, ImageMark):
+            pieces.append(_Piece(special.image))
+        elif part:
+            pieces.append(_Piece(part, target=answer))
+    pieces.append(_Piece(special.im_end, target=answer))
+    opens_answer = turn.role == "user" and not template.assistant_mark
+    pieces.append(_Piece("assistant\n" if opens_answer else "\n"))
+    return pieces
+
+
+def _without_image(turn: Turn) -> Turn:
+    """Take the image out, and the newline that followed it."""
+    parts: list[Part] = []
+    after_image = False
+    for part in turn.parts:
+        if isinstance(part, str):
+            parts.append(part.removeprefix("\n") if after_image else part)
+        after_image = part is IMAGE
+    return Turn(turn.role, tuple(parts))
+
+
+def _assemble(pieces: list[_Piece], codes: dict[str, list[int]], image: int) -> Encoded:
+    ids: list[int] = []
+    targets: list[tuple[int, int]] = []
+    num_images = 0
+    for piece in pieces:
+        start = len(ids)
+        if isinstance(piece.content, int):
+            ids.append(piece.content)
+            num_images += piece.content == image
+        else:
+            ids.extend(codes[piece.content])
+        if piece.target and len(ids) > start:
+            if targets and targets[-1][1] == start:
+                start = targets.pop()[0]
+            targets.append((start, len(ids)))
+    return Encoded(ids, targets, num_images)

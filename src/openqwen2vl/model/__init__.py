@@ -1,0 +1,1 @@
+"""The multimodal LLM: vision tower, projector, language model, packed attention."""

@@ -1,0 +1,182 @@
+"""Attention over packs: each document attends to itself alone, whatever shares its row.
+
+transformers hands every layer's queries, keys and values to a function registered by name. Ours
+takes the documents' boundaries from the batch, so no T x T mask exists at any time and, on CUDA,
+nothing waits for the host.
+
+Shapes: B rows, T tokens, H query heads, J key-value heads, E head width.
+"""
+
+import inspect
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from openqwen2vl.formats.errors import ConfigError
+
+NAME = "openqwen2vl"
+"""The name under which transformers knows the function; absent from its masks, so it makes none."""
+
+BACKENDS = ("auto", "varlen", "sdpa")
+
+# torch 2.11 takes as many key-value heads as query heads and has no such argument; 2.13 asks for it.
+_KERNEL_GROUPS_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def register() -> None:
+    """Make ``attn_implementation="openqwen2vl"`` known to transformers; again does no harm."""
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Which kernel runs: flash attention over flattened rows, or one call per document.
+
+    Args:
+        name: ``auto``, ``varlen`` or ``sdpa``.
+        device: of the queries.
+        dtype: of the values.
+
+    Returns:
+        ``varlen`` or ``sdpa``; ``auto`` takes ``varlen`` wherever it runs.
+
+    Raises:
+        ConfigError: no such backend, or ``varlen`` where it cannot run.
+    """
+    if name not in BACKENDS:
+        raise ConfigError(f'attention is "{name}"; choose one of {", ".join(BACKENDS)}')
+    if name == "sdpa":
+        return name
+    runs = (
+        device.type == "cuda"
+        and dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+    if name == "varlen" and not runs:
+        raise ConfigError(
+            f"attention=varlen needs a CUDA device of capability 8.0 and bfloat16 or float16, but "
+            f"the queries are {dtype} on {device}; choose attention=auto or a bf16 precision"
+        )
+    return "varlen" if runs else "sdpa"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **batch: object,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each document, in the form transformers calls.
+
+    Args:
+        module: the attention layer; not read.
+        query: float (B, H, T, E).
+        key: float (B, J, T, E), J a divisor of H.
+        value: float (B, J, T, E).
+        attention_mask: must be ``None``: the boundaries say it all.
+        scaling: of the scores; ``None`` is 1/sqrt(E).
+        dropout: must be 0.
+        **batch: what the caller gave the model for its layers: ``cu_seq_lens_q`` int32 (segments+1,)
+            over the flattened B*T, ``max_length_q`` int, ``attention_backend`` str; and the layer's
+            own settings.
+
+    Returns:
+        float (B, T, H, E), and no weights.
+
+    Raises:
+        ValueError: boundaries are missing, or the layer asks for what a pack cannot give.
+    """
+    boundaries = batch.get("cu_seq_lens_q")
+    if not isinstance(boundaries, Tensor) or attention_mask is not None:
+        raise ValueError(
+            "attention over packs got no cu_seq_lens_q or got a mask; call MLLM, which passes the "
+            'boundaries, or switch with llm.set_attn_implementation("sdpa")'
+        )
+    longest = batch.get("max_length_q")
+    longest = longest if isinstance(longest, int) else query.shape[2]
+    _refuse_unsupported(dropout, longest, batch)
+    backend = choose_backend(str(batch.get("attention_backend", "auto")), query.device, value.dtype)
+    if backend == "varlen":
+        return _varlen(query, key, value, boundaries, longest, scaling), None
+    return _by_document(query, key, value, boundaries, scaling), None
+
+
+def _refuse_unsupported(dropout: float, longest: int, batch: dict[str, object]) -> None:
+    """What some other model's layers ask for; to ignore it would change the model in silence."""
+    window = batch.get("sliding_window")
+    if isinstance(window, int) and window < longest:
+        raise ValueError(
+            f"the model attends to a sliding window of {window} tokens, but packs are {longest} "
+            "long; choose an LLM with full attention or a context of at most the window"
+        )
+    asked = [name for name in ("softcap", "s_aux") if batch.get(name) is not None]
+    asked += ["dropout"] if dropout else []
+    if asked:
+        raise ValueError(
+            f"the model's attention asks for {', '.join(asked)}, which attention over packs does "
+            "not do; choose another LLM"
+        )
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    boundaries: Tensor,
+    longest: int,
+    scaling: float | None,
+) -> Tensor:
+    """One flash-attention call over the flattened rows; the boundaries stay on the device."""
+    rows, heads, length, width = query.shape
+    # Under autocast the rotary embedding lifts queries and keys to float32; the values stay.
+    queries, keys, values = (
+        tensor.to(value.dtype).transpose(1, 2).reshape(rows * length, tensor.shape[1], width)
+        for tensor in (query, key, value)
+    )
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+    if _KERNEL_GROUPS_HEADS:
+        options["enable_gqa"] = True
+    elif key.shape[1] != heads:
+        groups = heads // key.shape[1]
+        keys, values = (t.repeat_interleave(groups, dim=1) for t in (keys, values))
+    kernel: Callable[..., Any] = varlen_attn
+    mixed: Tensor = kernel(queries, keys, values, boundaries, boundaries, longest, longest, **options)
+    return mixed.view(rows, length, heads, width)
+
+
+def _by_document(
+    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scaling: float | None
+) -> Tensor:
+    """One call per document: exact everywhere, and the reference for the other."""
+    rows, heads, length, width = query.shape
+    edges = boundaries.tolist()
+    if edges[0] != 0 or edges[-1] != rows * length:
+        raise ValueError(
+            f"cu_seqlens run from {edges[0]} to {edges[-1]}, but the batch has {rows} rows of "
+            f"{length} tokens; they must run from 0 to {rows * length}"
+        )
+    mixed = []
+    for start, stop in pairwise(edges):
+        if stop == start:
+            continue
+        row, first = divmod(start, length)
+        here = slice(first, first + stop - start)
+        one = scaled_dot_product_attention(
+            query[row : row + 1, :, here],
+            key[row : row + 1, :, here],
+            value[row : row + 1, :, here],
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=True,
+        )
+        mixed.append(one[0].transpose(0, 1))
+    return torch.cat(mixed).view(rows, length, heads, width)

@@ -1,0 +1,1 @@
+"""The LightningModule and what it stands on: loss, optimiser, schedule, strategies, checkpoints."""

@@ -1,0 +1,41 @@
+"""Loss per source over a global batch, summed over ranks."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class SourceLoss(Metric):  # type: ignore[misc]  # torchmetrics is read without its types
+    """Sums of cross-entropy and of target tokens, per source of the mixture.
+
+    The loss of a source is its sum over its targets; the loss of all is the sum of sums over the
+    sum of targets, so that ranks and micro-batches need no weights.
+
+    Args:
+        num_sources: sources of the mixture.
+    """
+
+    full_state_update = False
+    loss_sums: Tensor
+    targets: Tensor
+
+    def __init__(self, num_sources: int) -> None:
+        super().__init__()
+        zeros = torch.zeros(num_sources, dtype=torch.float64)
+        self.add_state("loss_sums", zeros.clone(), dist_reduce_fx="sum")
+        self.add_state("targets", zeros.clone(), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor, sources: Tensor) -> None:
+        """Add the losses of some targets.
+
+        Args:
+            losses: float (N,), cross-entropy of each target token.
+            sources: int64 (N,), the source of each.
+        """
+        wide = losses.detach().to(torch.float64)
+        self.loss_sums.index_add_(0, sources, wide)
+        self.targets.index_add_(0, sources, torch.ones_like(wide))
+
+    def compute(self) -> Tensor:
+        """Give float64 (2, num_sources): sums of losses, numbers of targets."""
+        return torch.stack([self.loss_sums, self.targets])

@@ -1,0 +1,150 @@
+"""The LightningModule: one loss over the global batch, whatever the ranks and micro-batches."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.model.mllm import MLLM
+from openqwen2vl.packing.order import mix_seed
+from openqwen2vl.training.loss import target_losses
+from openqwen2vl.training.metrics import SourceLoss
+from openqwen2vl.training.optim import decayed_names
+from openqwen2vl.training.schedule import Schedule
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+
+class MLLMModule(pl.LightningModule):
+    """Trains an `MLLM` on packed batches.
+
+    Args:
+        model: with its parts frozen or not.
+        optim: given ``named_parameters`` and ``decayed``, builds the optimizer.
+        schedule: the learning rate's curve.
+        steps: optimizer steps of the run; the curve's length unless the schedule says its own.
+        sources: names of the mixture's sources, for the log.
+        clip: largest norm of the global gradient; larger ones are scaled down.
+        seed: of whatever randomness a step has (dropout): a function of the place in the stream.
+        facts: plain values that a checkpoint carries, for resuming and for rebuilding the model.
+
+    Raises:
+        ConfigError: nothing is trainable.
+    """
+
+    def __init__(
+        self,
+        model: MLLM,
+        optim: OptimizerFactory,
+        schedule: Schedule,
+        steps: int,
+        sources: Sequence[str],
+        clip: float = 1.0,
+        seed: int = 7,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError("nothing is trainable; set one of trainable.{vision,projector,llm}")
+        self.model = model
+        self.sources = list(sources)
+        self.source_loss = SourceLoss(len(self.sources))
+        self.validation_loss = SourceLoss(len(self.sources))
+        self.facts = dict(facts or {})
+        self.grad_norm: Tensor | None = None
+        # Figures of the step under way, from the callbacks, and the last step's finished row.
+        self.row: dict[str, float] = {}
+        self.last_row: dict[str, float] = {}
+        self._optim, self._schedule, self._steps = optim, schedule, steps
+        self._clip, self._seed = clip, seed
+        self._decayed = decayed_names(self)
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        """Give this micro-batch's part of the global batch's mean loss.
+
+        The divisor is the planned number of targets of the whole global batch, so no collective
+        is needed. Lightning divides by the accumulation and the strategy by the ranks; both are
+        undone here.
+        """
+        # Nothing random to save: a resumed run draws what the unbroken one would have drawn.
+        torch.manual_seed(mix_seed(self._seed, batch["step"], batch["slot"]))
+        losses = self.losses(batch)
+        self.source_loss.update(losses, batch["sources"][batch["target_rows"]])
+        scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        loss: Tensor = losses.sum() * (scale / batch["global_targets"])
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        """Add a held-out micro-batch to `validation_loss`."""
+        losses = self.losses(batch)
+        self.validation_loss.update(losses, batch["sources"][batch["target_rows"]])
+
+    def losses(self, batch: dict[str, Any]) -> Tensor:
+        """Give the cross-entropy of each target: float32 (N,)."""
+        hidden = self.model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            images=batch["images"],
+            image_positions=batch["image_positions"],
+            cu_seqlens=batch["cu_seqlens"],
+            max_length=batch["max_length"],
+            grid=batch["grid"],
+        )
+        rows = hidden.flatten(0, 1)[batch["target_positions"]]
+        return target_losses(rows, batch["target_ids"], self.model.head_weight)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer and the per-step schedule."""
+        optimizer = self._optim(named_parameters=self.named_parameters(), decayed=self._decayed)
+        length = self._schedule.length or self._steps
+        scheduler = LambdaLR(optimizer, lambda step: self._schedule.factor(step, length))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_fit_start(self) -> None:
+        """Put the metrics where the losses are: FSDP moves parameters only, and narrows sums."""
+        for metric in (self.source_loss, self.validation_loss):
+            metric.to(self.device)
+            metric.set_dtype(torch.float64)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the global norm and keep it for the log (a tensor: reading it would wait)."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy) and strategy.model is not None:
+            sharded = cast(FullyShardedDataParallel, strategy.model)
+            self.grad_norm = sharded.clip_grad_norm_(self._clip)
+        else:
+            trainable = [p for p in self.parameters() if p.requires_grad]
+            self.grad_norm = nn.utils.clip_grad_norm_(trainable, self._clip)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Make every parameter whole for calls outside a training step (all ranks enter)."""
+        model = self.trainer.strategy.model
+        if isinstance(model, FullyShardedDataParallel):
+            return FullyShardedDataParallel.summon_full_params(model, writeback=False)
+        return nullcontext()
+
+    def wrapped_classes(self) -> set[type[nn.Module]]:
+        """Name the layers that FSDP shards one by one: decoder layers, trainable tower blocks."""
+        layers: list[nn.Module] = list(self.model.decoder_layers)
+        if self.model.vision.trainable:
+            layers += list(self.model.vision.model.blocks)
+        return {type(layer) for layer in layers}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the facts of the run: plain values, so that a weights-only load reads them."""
+        checkpoint["openqwen2vl"] = self.facts

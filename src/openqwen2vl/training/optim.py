@@ -1,0 +1,65 @@
+"""AdamW with the paper's decay groups."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+# What FSDP and activation checkpointing put into parameter names.
+_WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def plain_name(name: str) -> str:
+    """Give a parameter's name as it was before any wrapping."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def decayed_names(module: nn.Module) -> frozenset[str]:
+    """Name the parameters that weight decay pulls on: matrices, embeddings included.
+
+    Biases and norms (one dimension) are left alone, as in the official code (`fsdp.py`). Asked
+    for before FSDP wraps the module, since a sharded parameter no longer knows its shape.
+    """
+    return frozenset(
+        plain_name(name)
+        for name, parameter in module.named_parameters()
+        if parameter.ndim > 1 and not name.endswith(".bias")
+    )
+
+
+def adamw(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    decayed: frozenset[str],
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    fused: bool = True,
+) -> torch.optim.AdamW:
+    """Build AdamW over the trainable parameters in two groups, decayed and not.
+
+    Args:
+        named_parameters: of the module, wrapped or not.
+        decayed: names that `decayed_names` gave.
+        lr: peak learning rate.
+        weight_decay: decoupled decay of the first group.
+        betas: decay of the first and second moments.
+        eps: added to the denominator.
+        fused: one kernel for all parameters.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            groups[plain_name(name) in decayed].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": groups[True], "weight_decay": weight_decay},
+            {"params": groups[False], "weight_decay": 0.0},
+        ],
+        lr=lr,
+        betas=(betas[0], betas[1]),
+        eps=eps,
+        fused=fused,
+    )

@@ -1,0 +1,92 @@
+"""One folder a run, one writer at a time, no clock in any name."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from openqwen2vl.formats.errors import CheckpointError, UserError
+from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.training.checkpoint import checkpoints
+
+FRESH, AUTO, LAST = None, "auto", "last"
+
+
+class RunFolder:
+    """`runs/<name>/`: config, metrics, checkpoints, what was consumed, hardware.
+
+    Args:
+        path: of the folder; made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: BinaryIO | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Give the folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def lock(self) -> None:
+        """Become the folder's only writer until this process dies, however it dies.
+
+        Raises:
+            UserError: another process is writing.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = (self.path / ".lock").open("a+b")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise UserError(
+                f"another process is writing to {self.path}; wait for it, stop it, or choose "
+                "another name="
+            ) from error
+        self._lock = lock
+
+    def checkpoint(self, resume: str | None) -> Path | None:
+        """Find what to resume from.
+
+        Args:
+            resume: None (a fresh run), ``auto`` (the newest checkpoint if there is one),
+                ``last`` (the newest checkpoint) or a checkpoint's path.
+
+        Returns:
+            The checkpoint, or None for a fresh start.
+
+        Raises:
+            UserError: the folder holds a run and ``resume`` is None.
+            CheckpointError: there is nothing to resume from.
+        """
+        found = checkpoints(self.checkpoints)
+        if resume == FRESH:
+            if found or (self.path / "metrics.csv").exists():
+                raise UserError(
+                    f"{self.path} holds a run already; go on with it by resume=last, or start "
+                    "another with name=OTHER (or delete the folder)"
+                )
+            return None
+        if resume in (AUTO, LAST):
+            if not found and resume == LAST:
+                raise CheckpointError(
+                    f"resume=last, but {self.checkpoints} has no complete checkpoint; "
+                    "resume=auto starts afresh in that case"
+                )
+            return found[-1] if found else None
+        if not Path(resume).exists():
+            raise CheckpointError(f"resume={resume}: there is no such checkpoint")
+        return Path(resume)
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a small file of facts, atomically."""
+        with atomic_file(self.path / name) as file:
+            file.write((json.dumps(content, indent=1, sort_keys=True) + os.linesep).encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a file that `write_json` wrote; empty when there is none."""
+        path = self.path / name
+        loaded = json.loads(path.read_text()) if path.is_file() else {}
+        return dict(loaded)

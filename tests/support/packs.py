@@ -1,0 +1,41 @@
+"""Small folders of packs."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from openqwen2vl.formats.manifest import Manifest
+from openqwen2vl.packing.plan import WHOLE, Selection
+from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+
+
+def pack(
+    raw: Path,
+    out: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    context: int = 256,
+    grid: int = 4,
+    template: str = "qwen2_5",
+    selection: Selection = WHOLE,
+    **options: object,
+) -> Manifest:
+    """Pack a folder of raw shards for a small context; ``options`` are those of PackRequest."""
+    request = PackRequest(
+        input=raw,
+        out=out,
+        source="tiny",
+        spec=make_spec(tokenizer, context, grid, template),
+        selection=selection,
+        **options,
+    )
+    return pack_folder(request, tokenizer)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Read every file of a folder by its relative name."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

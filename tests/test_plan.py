@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openqwen2vl.formats.documents import Document
+from openqwen2vl.formats.errors import PackError
+from openqwen2vl.formats.rejects import Reject
+from openqwen2vl.packing.plan import (
+    Selection,
+    first_occurrences,
+    parse_part,
+    plan_packs,
+    uid_fraction,
+    uid_hash,
+)
+
+
+@given(st.text(), st.floats(0.01, 0.99), st.floats(0, 0.5))
+def test_complementary_parts_share_the_corpus_and_its_validation(uid, cut, validation):
+    first = Selection((0.0, cut), validation).split(uid)
+    second = Selection((cut, 1.0), validation).split(uid)
+    if "validation" in (first, second):
+        assert first == second == "validation"
+    else:
+        assert sorted([first, second], key=str) == [None, "train"]
+
+
+def test_fractions_are_even_and_salts_independent():
+    uids = [f"00000/{i:09d}" for i in range(20_000)]
+    part = np.array([uid_fraction(uid, "part") for uid in uids])
+    validation = np.array([uid_fraction(uid, "validation") for uid in uids])
+    assert ((part >= 0) & (part < 1)).all()
+    counts = np.histogram2d(part, validation, bins=4, range=[[0, 1], [0, 1]])[0]
+    assert np.abs(counts - 1250).max() < 5 * np.sqrt(1250)
+
+
+def test_documents_without_a_uid_of_their_own_differ_between_sources():
+    named = [Document(s, "00000", "0001", "abc", ()) for s in ("a", "b")]
+    unnamed = [Document(s, "00000", "0001", "00000/0001", ()) for s in ("a", "b")]
+    assert uid_hash(named[0]) == uid_hash(named[1])
+    assert uid_hash(unnamed[0]) != uid_hash(unnamed[1])
+
+
+def test_what_a_broken_shard_loses_is_told_in_every_part():
+    rest = Reject("s", "00000", "", "00000", "truncated_shard", "")
+    parts = [(0.0, 0.5), (0.5, 1.0)]
+    assert [Selection(part).split_of(rest) for part in parts] == ["train", "train"]
+
+
+@pytest.mark.parametrize("part", [(0.5, 0.5), (0.9, 0.1), (-0.1, 1.0), (0.0, 1.1)])
+def test_an_impossible_part_is_refused(part):
+    with pytest.raises(PackError, match="expected 0 <= lo < hi <= 1"):
+        Selection(part)
+
+
+def test_a_validation_share_of_everything_is_refused():
+    with pytest.raises(PackError, match=r"validation is 1\.0"):
+        Selection(validation=1.0)
+
+
+def test_parts_are_read_from_text():
+    assert parse_part("0.0:0.9") == (0.0, 0.9)
+    for text in ("0.9", "a:b", "0:1:2", ""):
+        with pytest.raises(PackError, match="expected lo:hi"):
+            parse_part(text)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=30), max_size=8),
+    st.integers(1, 60),
+    st.integers(1, 5),
+)
+def test_plans_lose_and_double_nothing(shards, window, packs_per_shard):
+    lengths = [np.array([n for n, _ in shard], np.int32) for shard in shards]
+    kept = [np.array([k for _, k in shard], bool) for shard in shards]
+    plans = plan_packs(lengths, kept, 50, window, packs_per_shard)
+    packs = [pack for plan in plans for pack in plan.packs]
+    rows = sorted(row for pack in packs for row in pack)
+    assert rows == [(s, r) for s, mask in enumerate(kept) for r in np.flatnonzero(mask).tolist()]
+    assert all(sum(lengths[s][r] for s, r in pack) <= 50 for pack in packs)
+    assert all(1 <= len(plan.packs) <= packs_per_shard for plan in plans)
+    firsts = np.cumsum([0, *[len(plan.packs) for plan in plans]])[:-1]
+    assert [plan.first for plan in plans] == firsts.tolist()
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=5))
+def test_the_first_document_of_a_uid_is_the_one_kept(shards):
+    hashes = [np.array(shard, np.uint64) for shard in shards]
+    masks = first_occurrences(hashes)
+    seen = set()
+    for shard, mask in zip(shards, masks, strict=True):
+        for value, first in zip(shard, mask, strict=True):
+            assert first == (value not in seen)
+            seen.add(value)

@@ -1,0 +1,426 @@
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from functools import partial
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support.packs import contents, pack
+from support.shards import (
+    picture,
+    tiny_tokenizer,
+    write_caption_shard,
+    write_conversation_shard,
+    write_tar,
+)
+
+from openqwen2vl.engine.local import map_inline, map_shards
+from openqwen2vl.formats.errors import PackError, ShardError, UserError
+from openqwen2vl.formats.raw import raw_shards, read_raw_shard
+from openqwen2vl.formats.rejects import Reject
+from openqwen2vl.formats.tokens import load_tokenizer
+from openqwen2vl.packing import shards as packed_shards
+from openqwen2vl.packing.plan import Selection, uid_fraction
+from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.scan import scan_shard
+from openqwen2vl.packing.shards import write_shard
+from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+
+JPEG = picture(random.Random(0))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder):
+    return load_tokenizer(str(tokenizer_folder))
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Three shards of captions and two of conversations, with and without uids."""
+    folder = tmp_path_factory.mktemp("raw")
+    for number in range(3):
+        write_caption_shard(folder / f"{number:05d}.tar", 30, seed=number, uids=number != 1)
+    for number in (3, 4):
+        write_conversation_shard(folder / f"{number:05d}.tar", 30, seed=number, max_images=2)
+    return folder
+
+
+def documents_of(folder):
+    packs = PackFolder(folder)
+    return [d for k in range(len(packs)) for d in packs.read(k).documents]
+
+
+def ledger(folder):
+    return pq.read_table(folder / "rejects.parquet").to_pylist()
+
+
+def keys(items):
+    return sorted((d["shard"], d["key"]) for d in items)
+
+
+def test_every_document_is_in_exactly_one_pack(raw, tokenizer, tmp_path):
+    manifest = pack(raw, tmp_path, tokenizer)
+    found = documents_of(tmp_path)
+    expected = [d for path in raw_shards(raw) for d in read_raw_shard(path, "tiny")]
+    assert keys(found) == sorted((d.shard, d.key) for d in expected)
+    assert {d["uid"] for d in found} == {d.uid for d in expected}
+    assert manifest.counts.documents == len(expected) == 150
+    assert manifest.counts.images == sum(len(d.images) for d in expected)
+    assert ledger(tmp_path) == []
+
+
+def test_the_manifest_counts_what_the_packs_hold(raw, tokenizer, tmp_path):
+    manifest = pack(raw, tmp_path, tokenizer)
+    packs = PackFolder(tmp_path)
+    assert manifest.counts.packs == len(packs) >= manifest.lower_bound
+    assert manifest.counts.tokens == packs.tokens.sum()
+    assert manifest.counts.targets == packs.targets.sum()
+    assert manifest.fill == pytest.approx(packs.tokens.mean() / 256)
+    assert manifest.max_documents == packs.documents.max()
+    assert manifest.max_images == packs.images.max()
+    assert (packs.tokens <= 256).all()
+
+
+def test_images_keep_their_bytes_and_their_document(raw, tokenizer, tmp_path):
+    pack(raw, tmp_path, tokenizer)
+    originals = {}
+    for path in raw_shards(raw):
+        data = path.read_bytes()
+        for document in read_raw_shard(path, "tiny"):
+            originals[document.uid] = [data[i.offset : i.offset + i.size] for i in document.images]
+    packs = PackFolder(tmp_path)
+    for number in range(len(packs)):
+        pack_read = packs.read(number)
+        images = iter(pack_read.images)
+        for document in pack_read.documents:
+            mine = [next(images) for _ in range(document["images"])]
+            assert mine == originals[document["uid"]]
+            ids = pack_read.ids[document["start"] : document["start"] + document["length"]]
+            assert (ids == packs.manifest.spec.special.image).sum() == document["images"]
+
+
+def test_the_targets_of_a_caption_decode_to_it(tokenizer, tmp_path):
+    texts = ["a cat", "naïve <image> 東京 <|im_end|>", " spaces  kept \n", "x" * 60]
+    write_caption_shard(tmp_path / "raw" / "00000.tar", 4, captions=texts)
+    pack(tmp_path / "raw", tmp_path / "out", tokenizer)
+    packs = PackFolder(tmp_path / "out")
+    found = set()
+    for number in range(len(packs)):
+        one = packs.read(number)
+        for start, stop in one.targets:
+            found.add(tokenizer.decode(one.ids[start:stop], clean_up_tokenization_spaces=False))
+    assert found == {f"\n{text}<|im_end|>" for text in texts}
+
+
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    st.sampled_from([(64, 2), (200, 4), (512, 6)]),
+    st.integers(1, 40),
+    st.integers(1, 7),
+)
+def test_packs_lose_and_double_nothing_whatever_the_sizes(
+    tokenizer, tmp_path_factory, sizes, spec, window, packs_per_shard
+):
+    folder = tmp_path_factory.mktemp("case")
+    for number, size in enumerate(sizes):
+        write_caption_shard(folder / "raw" / f"{number:05d}.tar", size, seed=number)
+    context, grid = spec
+    manifest = pack(
+        folder / "raw",
+        folder / "out",
+        tokenizer,
+        context=context,
+        grid=grid,
+        window=window,
+        packs_per_shard=packs_per_shard,
+    )
+    rejects = ledger(folder / "out")
+    assert {r["reason"] for r in rejects} <= {"too_long"}
+    assert manifest.rejects.get("too_long", 0) == len(rejects)
+    every = [(f"{s:05d}", f"{s:05d}{k:04d}") for s, n in enumerate(sizes) for k in range(n)]
+    assert sorted(keys(documents_of(folder / "out")) + keys(rejects)) == sorted(every)
+    assert all(shard.packs <= packs_per_shard for shard in manifest.shards)
+
+
+def test_complementary_parts_partition_the_corpus_at_any_grid(raw, tokenizer, tmp_path):
+    cut = 0.6
+    first = Selection((0.0, cut), 0.2)
+    second = Selection((cut, 1.0), 0.2)
+    a = pack(raw, tmp_path / "a", tokenizer, grid=4, selection=first)
+    b = pack(raw, tmp_path / "b", tokenizer, grid=6, context=512, selection=second)
+    ours, theirs = documents_of(tmp_path / "a"), documents_of(tmp_path / "b")
+    held_out = documents_of(tmp_path / "a" / "validation")
+    assert keys(held_out) == keys(documents_of(tmp_path / "b" / "validation"))
+    assert len(keys(ours) + keys(theirs) + keys(held_out)) == 150
+    assert len(set(keys(ours) + keys(theirs) + keys(held_out))) == 150
+    assert a.outside_part == len(theirs)
+    assert b.outside_part == len(ours)
+    assert {d["uid"] for d in held_out} == {
+        d["uid"] for d in ours + theirs + held_out if uid_fraction(d["uid"], "validation") < 0.2
+    }
+    hashes = PackFolder(tmp_path / "a").uid_hashes()
+    assert len(hashes) == len(ours)
+    assert not set(hashes) & set(PackFolder(tmp_path / "b").uid_hashes())
+
+
+def test_a_second_run_gives_the_same_bytes(raw, tokenizer, tmp_path):
+    options = {"selection": Selection((0.0, 0.9), 0.2), "window": 40, "packs_per_shard": 4}
+    pack(raw, tmp_path / "a", tokenizer, **options)
+    pack(raw, tmp_path / "b", tokenizer, **options)
+    first = contents(tmp_path / "a")
+    assert first == contents(tmp_path / "b")
+    assert sum(name.endswith(".tar") for name in first) > 3
+    assert {"validation/manifest.json", "validation/uids.npy", "rejects.parquet"} <= set(first)
+
+
+@pytest.mark.slow
+def test_two_workers_give_the_bytes_of_one(raw, tokenizer, tmp_path):
+    for workers in (1, 2):
+        request = PackRequest(
+            input=raw,
+            out=tmp_path / str(workers),
+            source="tiny",
+            spec=make_spec(tokenizer, 256, 4, "qwen2_5"),
+            window=60,
+            packs_per_shard=5,
+        )
+        pack_folder(request, tokenizer, partial(map_shards, workers=workers))
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_plain_webdataset_and_tarfile_read_the_shards(raw, tokenizer, tmp_path):
+    manifest = pack(raw, tmp_path, tokenizer, packs_per_shard=6)
+    packs = PackFolder(tmp_path)
+    urls = [str(tmp_path / shard.name) for shard in manifest.shards]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert len(samples) == len(packs)
+    for number, sample in enumerate(samples):
+        assert sample["__key__"] == f"{number:09d}"
+        ours = packs.read(number)
+        assert json.loads(sample["json"])["ids"] == ours.ids.tolist()
+        assert [sample[f"{i}.jpg"] for i in range(len(ours.images))] == ours.images
+    with tarfile.open(urls[0]) as tar:
+        assert {(m.mtime, m.uid, m.gid, m.mode) for m in tar} == {(0, 0, 0, 0o644)}
+
+
+def test_documents_that_cannot_be_packed_are_in_the_ledger_with_their_reason(tokenizer, tmp_path):
+    files = {
+        "a.jpg": JPEG,
+        "a.txt": b"fine",
+        "b.jpg": JPEG,
+        "b.txt": b"word " * 400,
+        "c.jpg": JPEG,
+        "c.txt": b"",
+        "d.txt": b"no picture",
+        "e.jpg": JPEG,
+        "e.txt": b"one uid",
+        "e.json": b'{"uid": "same"}',
+        "f.jpg": JPEG,
+        "f.txt": b"twice",
+        "f.json": b'{"uid": "same"}',
+    }
+    write_tar(tmp_path / "raw" / "00000.tar", files)
+    manifest = pack(tmp_path / "raw", tmp_path / "out", tokenizer)
+    assert sorted(d["key"] for d in documents_of(tmp_path / "out")) == ["a", "e"]
+    found = {r["key"]: r["reason"] for r in ledger(tmp_path / "out")}
+    assert found == {
+        "b": "too_long",
+        "c": "empty_caption",
+        "d": "missing_image",
+        "f": "duplicate_uid",
+    }
+    assert manifest.rejects == {reason: 1 for reason in sorted(found.values())}
+    (too_long,) = [r for r in ledger(tmp_path / "out") if r["reason"] == "too_long"]
+    assert "tokens, the context holds 256" in too_long["detail"]
+    assert too_long["source"] == "tiny"
+
+
+def test_a_truncated_shard_costs_its_rest_only(raw, tokenizer, tmp_path):
+    (tmp_path / "raw").mkdir()
+    for path in raw_shards(raw)[:2]:
+        (tmp_path / "raw" / path.name).write_bytes(path.read_bytes())
+    broken = tmp_path / "raw" / "00000.tar"
+    broken.write_bytes(broken.read_bytes()[:20_000])
+    manifest = pack(tmp_path / "raw", tmp_path / "out", tokenizer)
+    assert manifest.rejects == {"truncated_shard": 1}
+    whole = [d for d in read_raw_shard(broken, "tiny") if not isinstance(d, Reject)]
+    assert manifest.counts.documents == 30 + len(whole) > 30
+
+
+def test_a_llava_listing_is_packed_like_shards(tokenizer, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(JPEG)
+    talk = [{"from": "human", "value": "<image>\nHi"}, {"from": "gpt", "value": "Hello"}]
+    entries = [{"id": "a", "image": "a.jpg", "conversations": talk}] * 3
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    root = tmp_path / "images"
+    manifest = pack(tmp_path / "data.json", tmp_path / "out", tokenizer, image_root=root)
+    assert (manifest.counts.documents, manifest.counts.images) == (3, 3)
+    assert PackFolder(tmp_path / "out").read(0).images == [JPEG] * 3
+
+
+def test_packs_that_are_there_are_not_overwritten_unless_asked(raw, tokenizer, tmp_path):
+    pack(raw, tmp_path, tokenizer)
+    before = contents(tmp_path)
+    with pytest.raises(PackError, match="delete the folder or set overwrite=true"):
+        pack(raw, tmp_path, tokenizer, grid=2)
+    assert contents(tmp_path) == before
+    assert pack(raw, tmp_path, tokenizer, grid=2, overwrite=True).spec.grid == 2
+    assert PackFolder(tmp_path).manifest.spec.grid == 2
+
+
+def test_packing_into_the_input_is_refused(raw, tokenizer):
+    with pytest.raises(PackError, match="input and out are both"):
+        pack(raw, raw, tokenizer)
+
+
+def test_nothing_left_to_pack_says_why(raw, tokenizer, tmp_path):
+    with pytest.raises(
+        PackError, match=r"nothing of .* is left to pack: 150 rejected \(150 too_long"
+    ):
+        pack(raw, tmp_path, tokenizer, context=20)
+    with pytest.raises(ShardError, match="packing has not finished"):
+        PackFolder(tmp_path)
+
+
+def test_a_missing_or_empty_input_is_named(tokenizer, tmp_path):
+    with pytest.raises(ShardError, match=r"no folder .*gone"):
+        pack(tmp_path / "gone", tmp_path / "out", tokenizer)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardError, match=r"empty holds no \.tar"):
+        pack(tmp_path / "empty", tmp_path / "out", tokenizer)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_raw_shard_that_changes_meanwhile_is_told(tokenizer, tmp_path):
+    write_caption_shard(tmp_path / "raw" / "00000.tar", 5)
+
+    def shrink(function, items):
+        if function is write_shard:
+            (tmp_path / "raw" / "00000.tar").write_bytes(b"")
+        return map_inline(function, items)
+
+    request = PackRequest(
+        input=tmp_path / "raw",
+        out=tmp_path / "out",
+        source="tiny",
+        spec=make_spec(tokenizer, 256, 4, "qwen2_5"),
+    )
+    with pytest.raises(ShardError, match="changed while it was being packed"):
+        pack_folder(request, tokenizer, shrink)
+
+
+@pytest.mark.parametrize("step", [scan_shard, write_shard])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_that_looks_complete(
+    tokenizer, tmp_path, step
+):
+    """The kernel's own full device stands in for the disk."""
+    write_caption_shard(tmp_path / "raw" / "00000.tar", 5)
+    out = tmp_path / "out"
+    name = ".work/scan-000000-train.arrow" if step is scan_shard else ".packed-000000.tar.tmp"
+
+    def fill_up(function, items):
+        if function is step:
+            (out / name).symlink_to("/dev/full")
+        return map_inline(function, items)
+
+    request = PackRequest(
+        input=tmp_path / "raw",
+        out=out,
+        source="tiny",
+        spec=make_spec(tokenizer, 256, 4, "qwen2_5"),
+    )
+    with pytest.raises(UserError, match="no space left while writing"):
+        pack_folder(request, tokenizer, fill_up)
+    assert not list(out.glob("packed-*"))
+    assert not (out / "manifest.json").exists()
+    pack_folder(request, tokenizer)
+    assert len(documents_of(out)) == 5
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from openqwen2vl.formats.tokens import load_tokenizer
+from support.packs import pack
+pack(Path(sys.argv[1]), Path(sys.argv[2]), load_tokenizer(sys.argv[3]), packs_per_shard=1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards_written", [1, 7])
+def test_kill_leaves_no_manifest_and_a_new_run_gives_the_same_bytes(
+    raw, tokenizer, tokenizer_folder, tmp_path, shards_written
+):
+    pack(raw, tmp_path / "unbroken", tokenizer, packs_per_shard=1)
+    out = tmp_path / "out"
+    arguments = [str(raw), str(out), str(tokenizer_folder)]
+    tests = os.path.dirname(__file__)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, *arguments], env={**os.environ, "PYTHONPATH": tests}
+    )
+    while len(list(out.glob("packed-*.tar"))) < shards_written and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(ShardError, match="packing has not finished there"):
+        PackFolder(out)
+    pack(raw, out, tokenizer, packs_per_shard=1)
+    assert contents(out) == contents(tmp_path / "unbroken")
+
+
+def test_image_files_stay_open_within_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed_shards.ImageBytes, "_MOST_OPEN", 2)
+    pictures = packed_shards.ImageBytes()
+    for number in range(6):
+        path = tmp_path / f"{number}.bin"
+        path.write_bytes(bytes([number]) * 4)
+        ref = packed_shards.ImageRef(str(path), 1, 2, "bin")
+        assert pictures.read(ref) == bytes([number]) * 2
+        assert len(pictures._open) <= 2
+    pictures.close()
+
+
+def test_pack_time_does_not_decode_pictures(tokenizer, tmp_path):
+    """A broken picture is packed as it is; loading it masks its document."""
+    write_tar(tmp_path / "raw" / "0.tar", {"a.jpg": b"no picture", "a.txt": b"a cat"})
+    pack(tmp_path / "raw", tmp_path / "out", tokenizer)
+    assert PackFolder(tmp_path / "out").read(0).images == [b"no picture"]
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(b"no picture"))
+
+
+def test_the_index_is_a_table_that_others_can_read(raw, tokenizer, tmp_path):
+    pack(raw, tmp_path, tokenizer, packs_per_shard=4)
+    for row in pq.read_table(tmp_path / "index.parquet").to_pylist():
+        data = (tmp_path / row["shard"]).read_bytes()
+        text = data[row["json_offset"] : row["json_offset"] + row["json_size"]]
+        assert len(json.loads(text)["documents"]) == row["documents"]
+        for offset, size in zip(row["image_offsets"], row["image_sizes"], strict=True):
+            assert data[offset : offset + 2] == b"\xff\xd8"
+            assert data[offset + size - 2 : offset + size] == b"\xff\xd9"
+    uids = np.load(tmp_path / "uids.npy")
+    assert uids.dtype == np.uint64
+    assert (np.diff(uids.astype(object)) > 0).all()
