@@ -61,18 +61,17 @@ class SampleAnswers(pl.Callback):
         if documents[0]["tokenizer_hash"] != tokenizer_hash(tokenizer):
             log.warning("no sample answers: %s is not the packs' tokenizer", self.tokenizer)
             return
-        images = torch.cat([document["images"] for document in documents]).to(module.device)
+        questions = {
+            "prompts": [document["prompt"] for document in documents],
+            "images": torch.cat([document["images"] for document in documents]).to(module.device),
+            "image_id": special.image,
+            "pad_id": special.pad,
+            "eos_ids": [special.eos],
+            "max_new_tokens": self.max_new_tokens,
+        }
         module.eval()
-        # Every rank generates the same: a sharded model needs all of them.
-        with module.whole_weights(), torch.no_grad():
-            answers = module.model.generate(
-                [document["prompt"] for document in documents],
-                images,
-                image_id=special.image,
-                pad_id=special.pad,
-                eos_ids=[special.eos],
-                max_new_tokens=self.max_new_tokens,
-            )
+        with torch.no_grad():
+            answers = trainer.strategy.predict_step(questions, 0)
         module.train()
         if not trainer.is_global_zero:
             return

@@ -2,7 +2,7 @@ import random
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openqwen2vl.formats.errors import PackError
@@ -22,6 +22,7 @@ def quadratic(lengths, capacity):
     return bins
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 60).flatmap(
         lambda capacity: st.tuples(

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openqwen2vl.formats.documents import Document
@@ -16,6 +16,7 @@ from openqwen2vl.packing.plan import (
 )
 
 
+@settings(deadline=None)
 @given(st.text(), st.floats(0.01, 0.99), st.floats(0, 0.5))
 def test_complementary_parts_share_the_corpus_and_its_validation(uid, cut, validation):
     first = Selection((0.0, cut), validation).split(uid)
@@ -66,6 +67,7 @@ def test_parts_are_read_from_text():
             parse_part(text)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=30), max_size=8),
     st.integers(1, 60),
@@ -84,6 +86,7 @@ def test_plans_lose_and_double_nothing(shards, window, packs_per_shard):
     assert [plan.first for plan in plans] == firsts.tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), max_size=6), max_size=5))
 def test_the_first_document_of_a_uid_is_the_one_kept(shards):
     hashes = [np.array(shard, np.uint64) for shard in shards]

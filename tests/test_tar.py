@@ -2,7 +2,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openqwen2vl.formats.tar import END, TruncatedTarError, header, members, padded
@@ -30,11 +30,13 @@ def read(data):
     return {m.name: data[m.offset : m.offset + m.size] for m in members(data)}
 
 
+@settings(deadline=None)
 @given(FILES, st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
 def test_tars_of_every_format_are_read_with_long_names(files, format):
     assert read(python_tar(files, format)) == files
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=90), st.binary(max_size=1500)))
 def test_what_we_write_python_reads(files):
     data = b"".join(
@@ -47,6 +49,7 @@ def test_what_we_write_python_reads(files):
     assert read(data + END) == files
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_cut_at_any_byte_leaves_the_whole_files_and_an_error(data):
     files = {"a.txt": b"x" * 700, "b.txt": b"y" * 20, "c.txt": b"z" * 1024}

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.shards import SENTENCES
 
@@ -50,6 +50,7 @@ conversations = st.lists(st.tuples(words, words), min_size=1, max_size=3).map(
 )
 
 
+@settings(deadline=None)
 @given(words, st.sampled_from([QWEN, V1]))
 def test_a_caption_is_bos_image_newline_text_end(text, chosen):
     encoded = encode_document(caption(text), TOKENIZER, chosen)
@@ -67,6 +68,7 @@ def test_marks_written_in_a_caption_stay_text():
     assert spoken(encoded.ids[2:-1]) == "\n" + text
 
 
+@settings(deadline=None)
 @given(conversations)
 def test_the_targets_of_a_conversation_decode_to_its_answers(turns):
     for chosen in TEMPLATES.values():
@@ -77,6 +79,7 @@ def test_the_targets_of_a_conversation_decode_to_its_answers(turns):
         ]
 
 
+@settings(deadline=None)
 @given(conversations)
 def test_a_prompt_is_how_training_starts_the_last_answer(turns):
     for chosen in TEMPLATES.values():
@@ -128,6 +131,7 @@ def test_a_caption_prompt_stops_before_the_end():
     assert spoken(prompt[2:]) == "\n"
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(words.map(caption), conversations.map(lambda t: document(*t)))))
 def test_documents_together_give_what_each_gives_alone(documents):
     together = encode_documents(documents, TOKENIZER, QWEN)

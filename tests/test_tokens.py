@@ -22,6 +22,7 @@ MARKS = ("<s>", "<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|image_pad|>", 
 TEXTS = st.lists(st.one_of(st.text(), st.sampled_from(MARKS))).map("".join)
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_no_text_ever_holds_a_special_token_and_decoding_gives_it_back(text):
     special = special_tokens(TOKENIZER)
@@ -30,6 +31,7 @@ def test_no_text_ever_holds_a_special_token_and_decoding_gives_it_back(text):
     assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == text
 
 
+@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=5))
 def test_a_batch_of_texts_gives_what_each_gives_alone(texts):
     assert encode_texts(TOKENIZER, texts) == [encode_text(TOKENIZER, text) for text in texts]
@@ -116,7 +118,7 @@ def test_a_vocabulary_too_small_for_the_bytes_is_refused():
         train_tokenizer(SENTENCES, 260)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.binary(max_size=40))
 def test_every_byte_can_be_encoded(data):
     text = data.decode("latin-1")

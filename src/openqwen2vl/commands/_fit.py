@@ -120,6 +120,13 @@ def _resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[s
         CheckpointError: another order, or more steps than the schedule spans.
     """
     facts = read_facts(checkpoint)
+    sharded = config.strategy._target_.endswith(".fsdp")
+    if checkpoint.is_dir() != sharded:
+        raise CheckpointError(
+            f"{checkpoint} is {'a sharded folder' if checkpoint.is_dir() else 'one file'}, which "
+            f"strategy={'fsdp' if sharded else 'single or ddp'} does not resume; keep the strategy "
+            "that wrote it, or start a new run from its weights by init_from="
+        )
     now = data.identity()
     changed = [key for key in FIXED if facts["order"][key] != now[key]]
     if changed:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -13,7 +14,6 @@ from rich.table import Table
 from openqwen2vl.config import Schema
 from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
 from openqwen2vl.formats.errors import ConfigError
-from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing.plan import Selection, parse_part
 from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
@@ -46,7 +46,7 @@ def run(config: DictConfig) -> dict[str, object]:
     request = PackRequest(
         input=source,
         out=Path(config.out).expanduser(),
-        source=config.source or (source.resolve().name if source.is_dir() else source.stem),
+        source=config.source or source.resolve().name,
         spec=make_spec(tokenizer, config.context, config.grid, config.template),
         selection=Selection(parse_part(config.part), config.validation),
         image_root=Path(config.image_root).expanduser() if config.image_root else None,
@@ -54,41 +54,27 @@ def run(config: DictConfig) -> dict[str, object]:
         packs_per_shard=config.packs_per_shard,
         overwrite=config.overwrite,
     )
-    workers = config.workers or len(os.sched_getaffinity(0))
     with Progress(console=Console(stderr=True), transient=True) as bar:
+        workers = config.workers or len(os.sched_getaffinity(0))
         manifest = pack_folder(request, tokenizer, _with_progress(bar, workers))
-    seconds = time.perf_counter() - started
-    _print(request.out, manifest, seconds)
-    return {
-        **{name: getattr(manifest.counts, name) for name in ("packs", "documents", "images")},
-        **{name: getattr(manifest.counts, name) for name in ("tokens", "targets")},
-        "fill": manifest.fill,
-        "lower_bound": manifest.lower_bound,
-        "rejects": manifest.rejects,
-        "outside_part": manifest.outside_part,
-        "seconds": seconds,
-    }
+    names = ("fill", "lower_bound", "rejects", "outside_part")
+    figures = asdict(manifest.counts) | {name: getattr(manifest, name) for name in names}
+    table = Table("", *(str(name) for name in figures if name != "rejects"), box=None)
+    table.add_row(source.name, *(_short(v) for v in figures.values() if not isinstance(v, dict)))
+    console = Console()
+    console.print(table)
+    reasons = [f"{number} {reason}" for reason, number in manifest.rejects.items()]
+    console.print(f"rejected: {', '.join(reasons) or 'none'}")
+    return {**figures, "seconds": time.perf_counter() - started}
+
+
+def _short(value: object) -> str:
+    return f"{value:.2%}" if isinstance(value, float) else str(value)
 
 
 def _with_progress(bar: Progress, workers: int) -> Mapper:
     def mapper(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         task = bar.add_task(function.__name__.replace("_", " "), total=len(items))
-        return map_shards(
-            function, items, workers, lambda done, total: bar.update(task, completed=done)
-        )
+        return map_shards(function, items, workers, lambda n, _: bar.update(task, completed=n))
 
     return mapper
-
-
-def _print(out: Path, manifest: Manifest, seconds: float) -> None:
-    counts = manifest.counts
-    table = Table("packs", "documents", "images", "tokens", "targets", "fill", "at least")
-    totals = (counts.packs, counts.documents, counts.images, counts.tokens, counts.targets)
-    table.add_row(*map(str, totals), f"{manifest.fill:.2%}", f"{manifest.lower_bound} packs")
-    console = Console()
-    console.print(table)
-    reasons = [f"{number} {reason}" for reason, number in manifest.rejects.items()]
-    console.print(
-        f"left out: {', '.join(reasons) or 'none'}; outside the part: {manifest.outside_part}"
-    )
-    console.print(f"{out} in {seconds:.1f} s")

@@ -70,8 +70,10 @@ def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> It
 def _pooled(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Iterator[Result]:
-    # Fresh processes: a fork would copy the threads' locks of whatever has run here.
-    context = multiprocessing.get_context("spawn")
+    # Not forks of this process: they would copy the locks of whatever threads run here. The
+    # server imports the function's module once, so that starting a worker costs little.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
     count = min(workers, max(1, len(items)))
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread)
     waiting: deque[tuple[Item, Future[Result]]] = deque()

@@ -166,15 +166,12 @@ def consumed(mixture: Mixture, order: Order, steps: int) -> dict[str, dict[str, 
     columns = ("tokens", "targets", "images", "documents")
     totals = [dict.fromkeys(("packs", *columns), 0) for _ in mixture.names]
     available = [0] * len(mixture.names)
-    for grid in {order.grid(step) for step in range(steps)}:
-        served = [np.zeros(len(folder), np.int64) for folder in mixture.folders[grid]]
-        for step in range(steps):
-            if order.grid(step) == grid:
-                for key in order.packs(step):
-                    served[key.source][key.pack] += 1
-        for source, (folder, times) in enumerate(zip(mixture.folders[grid], served, strict=True)):
+    for grid, folders in mixture.folders.items():
+        span = order.served(grid, steps)
+        for source, folder in enumerate(folders):
+            times = np.bincount(span.pack[span.source == source], minlength=len(folder))
             totals[source]["packs"] += int(times.sum())
-            available[source] += len(folder)
+            available[source] += len(folder) if times.any() else 0
             for column in columns:
                 totals[source][column] += int((getattr(folder, column) * times).sum())
     return {

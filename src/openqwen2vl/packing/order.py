@@ -4,6 +4,7 @@ No state is kept between calls but caches, so any rank, worker or restart comput
 answer, whatever it computed before.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -83,6 +84,14 @@ class Source:
     weight: float = 1.0
 
 
+class Span(NamedTuple):
+    """Consecutive places of a stream, as int64 (n,) columns; see `PackKey`."""
+
+    source: Int64s
+    turn: Int64s
+    pack: Int64s
+
+
 @dataclass(eq=False)
 class Stream:
     """The endless sequence of packs of one grid.
@@ -97,8 +106,10 @@ class Stream:
     sources: Sequence[Source]
     mode: str = "proportional"
     _shuffles: dict[tuple[int, int], Int64s] = field(default_factory=dict, repr=False)
-    _choices: list[int] = field(default_factory=list, repr=False)
-    _ranks: list[int] = field(default_factory=list, repr=False)
+    # Columns of what `weights` has dealt so far, and per source its tokens and packs.
+    _dealt: "tuple[array[int], array[int], array[int]]" = field(
+        default_factory=lambda: (array("q"), array("q"), array("q")), repr=False
+    )
     _served: list[int] = field(default_factory=list, repr=False)
     _counts: list[int] = field(default_factory=list, repr=False)
 
@@ -122,35 +133,40 @@ class Stream:
 
     def at(self, position: int) -> PackKey:
         """Name the pack at a position; positions count from 0 and never end."""
-        if self.mode == "proportional":
-            turn, rank = divmod(position, len(self))
-            place = int(self._shuffle(-1, turn, len(self))[rank])
-            source = int(np.searchsorted(self._starts, place, side="right")) - 1
-            return PackKey(self.grid, source, turn, place - int(self._starts[source]))
-        self._extend(position + 1)
-        source = self._choices[position]
-        return self._own(source, self._ranks[position])
+        source, turn, pack = self.span(position, position + 1)
+        return PackKey(self.grid, int(source[0]), int(turn[0]), int(pack[0]))
 
-    def _own(self, source: int, rank: int) -> PackKey:
-        """Name the pack that ``source`` gives when it is asked for the ``rank``-th time."""
-        size = len(self.sources[source].tokens)
-        turn, k = divmod(rank, size)
-        return PackKey(self.grid, source, turn, int(self._shuffle(source, turn, size)[k]))
+    def span(self, start: int, stop: int) -> Span:
+        """Name the packs at positions ``start <= p < stop``."""
+        if self.mode == "weights":
+            self._deal(stop)
+            return Span(*(np.array(column[start:stop], np.int64) for column in self._dealt))
+        turns, ranks = np.divmod(np.arange(start, stop), len(self))
+        places = np.empty_like(ranks)
+        for turn in np.unique(turns).tolist():
+            here = turns == turn
+            places[here] = self._shuffle(-1, turn, len(self))[ranks[here]]
+        sources = np.searchsorted(self._starts, places, side="right") - 1
+        return Span(sources, turns, places - self._starts[sources])
 
-    def _extend(self, length: int) -> None:
+    def _deal(self, length: int) -> None:
         """Deal positions to the sources up to ``length``; what was dealt before stays."""
         total = sum(self._served)
-        while len(self._choices) < length:
+        sources, turns, packs = self._dealt
+        while len(sources) < length:
             lag = [
                 share * total - served
                 for share, served in zip(self._shares, self._served, strict=True)
             ]
             # Ties go to the heavier source, then to the first, so that the start is no accident.
             source = max(range(len(lag)), key=lambda s: (lag[s], self._shares[s], -s))
-            rank = self._counts[source]
-            tokens = int(self.sources[source].tokens[self._own(source, rank).pack])
-            self._choices.append(source)
-            self._ranks.append(rank)
+            size = len(self.sources[source].tokens)
+            turn, rank = divmod(self._counts[source], size)
+            pack = int(self._shuffle(source, turn, size)[rank])
+            tokens = int(self.sources[source].tokens[pack])
+            sources.append(source)
+            turns.append(turn)
+            packs.append(pack)
             self._counts[source] += 1
             self._served[source] += tokens
             total += tokens
@@ -202,9 +218,19 @@ class Order:
 
     def packs(self, step: int) -> list[PackKey]:
         """Name the packs of a global batch, slot by slot."""
-        first = self.ordinal(step) * self.global_batch
-        stream = self.streams[self.grid(step)]
-        return [stream.at(first + slot) for slot in range(self.global_batch)]
+        grid, first = self.grid(step), self.ordinal(step) * self.global_batch
+        span = self.streams[grid].span(first, first + self.global_batch)
+        columns = (column.tolist() for column in span)
+        return [PackKey(grid, *key) for key in zip(*columns, strict=True)]
+
+    def served(self, grid: int, steps: int) -> Span:
+        """Name all packs of a grid in the first ``steps`` global batches."""
+        batches = sum(
+            min(phase.stop, steps) - phase.start
+            for phase in self.phases
+            if phase.grid == grid and phase.start < steps
+        )
+        return self.streams[grid].span(0, batches * self.global_batch)
 
     def ordinal(self, step: int) -> int:
         """Count the global batches before ``step`` that have its grid."""

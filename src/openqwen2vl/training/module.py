@@ -1,7 +1,6 @@
 """The LightningModule: one loss over the global batch, whatever the ranks and micro-batches."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -86,6 +85,14 @@ class MLLMModule(pl.LightningModule):
         losses = self.losses(batch)
         self.validation_loss.update(losses, batch["sources"][batch["target_rows"]])
 
+    def predict_step(self, batch: dict[str, Any], batch_index: int = 0) -> list[list[int]]:
+        """Continue prompts; ``batch`` holds the arguments of `MLLM.generate`.
+
+        A step of the Trainer, since a sharded model gathers its weights only within one; every
+        rank must ask the same.
+        """
+        return self.model.generate(**batch)
+
     def losses(self, batch: dict[str, Any]) -> Tensor:
         """Give the cross-entropy of each target: float32 (N,)."""
         hidden = self.model(
@@ -130,13 +137,6 @@ class MLLMModule(pl.LightningModule):
         else:
             trainable = [p for p in self.parameters() if p.requires_grad]
             self.grad_norm = nn.utils.clip_grad_norm_(trainable, self._clip)
-
-    def whole_weights(self) -> AbstractContextManager[None]:
-        """Make every parameter whole for calls outside a training step (all ranks enter)."""
-        model = self.trainer.strategy.model
-        if isinstance(model, FullyShardedDataParallel):
-            return FullyShardedDataParallel.summon_full_params(model, writeback=False)
-        return nullcontext()
 
     def wrapped_classes(self) -> set[type[nn.Module]]:
         """Name the layers that FSDP shards one by one: decoder layers, trainable tower blocks."""

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from support.models import tiny_mllm
+from torch import nn
+
+from openqwen2vl.training.optim import adamw, decayed_names, plain_name
+
+WEIGHT_DECAY = 0.1
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.layer = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.conv = nn.Conv2d(3, 4, 2)
+        # A bias of two dimensions is still a bias.
+        self.grid = nn.Module()
+        self.grid.bias = nn.Parameter(torch.zeros(2, 2))
+
+
+def groups(
+    module: nn.Module, decayed: frozenset[str], prefix: str = ""
+) -> tuple[set[str], set[str]]:
+    """Give the names that AdamW decays and those that it does not."""
+    named = [(prefix + name, parameter) for name, parameter in module.named_parameters()]
+    optimizer = adamw(named, decayed, lr=0.1, weight_decay=WEIGHT_DECAY)
+    names = {id(parameter): name for name, parameter in named}
+    pulled, free = optimizer.param_groups
+    assert (pulled["weight_decay"], free["weight_decay"]) == (WEIGHT_DECAY, 0.0)
+    assert pulled["lr"] == free["lr"] == 0.1
+    return {names[id(p)] for p in pulled["params"]}, {names[id(p)] for p in free["params"]}
+
+
+def test_matrices_and_embeddings_decay_but_biases_and_norms_do_not() -> None:
+    module = Small()
+    pulled, free = groups(module, decayed_names(module))
+    assert pulled == {"embedding.weight", "layer.weight", "conv.weight"}
+    assert free == {"layer.bias", "norm.weight", "norm.bias", "conv.bias", "grid.bias"}
+
+
+def test_every_trainable_parameter_of_the_model_is_in_one_group() -> None:
+    model = tiny_mllm()
+    pulled, free = groups(model, decayed_names(model))
+    assert pulled | free == {name for name, _ in model.named_parameters()}
+    assert not pulled & free
+    assert "llm.model.embed_tokens.weight" in pulled
+    assert any(name.endswith("q_proj.bias") for name in free)
+    assert all("norm" in name or name.endswith("bias") for name in free)
+
+
+def test_frozen_parameters_stay_out() -> None:
+    module = Small()
+    module.layer.requires_grad_(False)
+    pulled, free = groups(module, decayed_names(module))
+    assert not {name for name in pulled | free if name.startswith("layer")}
+
+
+@pytest.mark.parametrize(
+    "wrapping",
+    [
+        "_fsdp_wrapped_module.",
+        "_checkpoint_wrapped_module.",
+        "_fsdp_wrapped_module._checkpoint_wrapped_module.",
+    ],
+)
+def test_wrapped_and_flattened_parameters_keep_their_group(wrapping: str) -> None:
+    module = Small()
+    decayed = decayed_names(module)
+    # FSDP gives each rank a flat piece of every parameter: its shape tells nothing any more.
+    for name, parameter in list(module.named_parameters()):
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, nn.Parameter(parameter.detach().flatten()))
+    pulled, free = groups(module, decayed, prefix=wrapping)
+    assert {plain_name(name) for name in pulled} == {
+        "embedding.weight",
+        "layer.weight",
+        "conv.weight",
+    }
+    assert len(free) == 5
+
+
+def test_wrappers_are_taken_out_of_names_wherever_they_stand() -> None:
+    wrapped = "_fsdp_wrapped_module.llm.layers.0._checkpoint_wrapped_module.mlp.weight"
+    assert plain_name(wrapped) == "llm.layers.0.mlp.weight"
+    assert plain_name("llm.layers.0.mlp.weight") == "llm.layers.0.mlp.weight"
+
+
+def test_one_step_is_the_step_of_the_formula() -> None:
+    parameter = nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    optimizer = adamw([("w", parameter)], frozenset({"w"}), lr=0.5, weight_decay=0.2)
+    parameter.grad = torch.tensor([[3.0, -4.0]])
+    optimizer.step()
+    # Decoupled decay, then a first Adam step, which is the sign of the gradient.
+    wanted = torch.tensor([[1.0, -2.0]]) * (1 - 0.5 * 0.2) - 0.5 * torch.tensor([[1.0, -1.0]])
+    torch.testing.assert_close(parameter.data, wanted)
