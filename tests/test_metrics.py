@@ -34,7 +34,8 @@ def test_reset_forgets_everything() -> None:
     metric = SourceLoss(2)
     metric.update(torch.ones(3), torch.tensor([0, 1, 1]))
     metric.reset()
-    assert metric.compute().tolist() == [[0, 0], [0, 0]]
+    metric.update(torch.ones(1), torch.tensor([0]))
+    assert metric.compute().tolist() == [[1, 0], [1, 0]]
 
 
 def test_no_gradient_flows_into_the_log() -> None:

@@ -34,7 +34,7 @@ def test_a_folder_that_another_process_writes_to_is_refused_until_that_one_dies(
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="another process is writing to .*run; wait for it"):
+        with pytest.raises(UserError, match=r"another process is writing to .*run; wait for it"):
             folder.lock()
         other.kill()
     folder.lock()

@@ -67,32 +67,39 @@ def _unknown(node: DictConfig, known: Iterable[str], path: str, owner: str) -> l
     return [f"{path}{name}: {owner} has no such key{nearest(name, known)}" for name in names]
 
 
+def _entries(node: Any, path: str = "") -> Iterable[tuple[str, Any, Any]]:
+    """Yield path, container and key of everything in a config, at any depth, read or not."""
+    for key in node if OmegaConf.is_dict(node) else range(len(node)):
+        step = f"[{key}]" if isinstance(key, int) else f".{key}" if path else str(key)
+        yield path + step, node, key
+        child = node._get_node(key)
+        if OmegaConf.is_config(child):
+            yield from _entries(child, path + step)
+
+
 def _unresolved(config: DictConfig) -> Iterable[str]:
-    """Yield the first interpolation that leads nowhere; a key yet to be given is no such fault."""
-    try:
-        OmegaConf.resolve(config.copy())
-    except InterpolationToMissingValueError:
-        return
-    except OmegaConfBaseException as error:
-        yield f"{error.full_key or 'config'}: {str(error).splitlines()[0]}"
+    """Yield interpolations that lead nowhere; one to a key yet to be given is no such fault."""
+    for path, parent, key in _entries(config):
+        if OmegaConf.is_interpolation(parent, key):
+            try:
+                parent[key]
+            except InterpolationToMissingValueError:
+                continue
+            except OmegaConfBaseException as error:
+                yield f"{path}: {str(error).splitlines()[0]}"
 
 
 def _missing(config: DictConfig) -> list[str]:
-    return [f"{key}: must be given" for key in sorted(OmegaConf.missing_keys(config))]
+    found = [path for path, parent, key in _entries(config) if OmegaConf.is_missing(parent, key)]
+    return [f"{path}: must be given" for path in sorted(found)]
 
 
-def _walk(node: Any, path: str = "") -> Iterable[tuple[str, DictConfig]]:
+def _walk(config: DictConfig) -> Iterable[tuple[str, DictConfig]]:
     """Yield every node that has a `_target_`, at any depth."""
-    if OmegaConf.is_dict(node):
-        if "_target_" in node:
+    for path, parent, key in _entries(config):
+        node = parent._get_node(key)
+        if OmegaConf.is_dict(node) and "_target_" in node:
             yield path, node
-        for key in node:
-            if not OmegaConf.is_missing(node, key):
-                yield from _walk(node._get_node(key), f"{path}.{key}" if path else str(key))
-    elif OmegaConf.is_list(node):
-        for index in range(len(node)):
-            if not OmegaConf.is_missing(node, index):
-                yield from _walk(node._get_node(index), f"{path}[{index}]")
 
 
 def _targets(config: DictConfig) -> Iterable[str]:
@@ -100,7 +107,7 @@ def _targets(config: DictConfig) -> Iterable[str]:
         name = node._target_
         try:
             target = _find(name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError) as error:
             yield f"{path}._target_: there is no {name!r} ({error})"
             continue
         yield from _arguments(path, name, target, node)
@@ -115,7 +122,11 @@ def _find(name: str) -> Callable[..., Any]:
 
 
 def _arguments(path: str, name: str, target: Callable[..., Any], node: DictConfig) -> Iterable[str]:
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:
+        # Some functions written in C do not tell what they take.
+        return
     given = {str(key) for key in node} - HYDRA_WORDS
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in sorted(given - set(parameters)):

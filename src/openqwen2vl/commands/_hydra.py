@@ -40,7 +40,7 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     command = import_module(f"openqwen2vl.commands.{verb}")
     # Hydra would print and exit 1; we want its exceptions, to tell mistakes from crashes.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["openqwen2vl", *overrides]
+    sys.argv = ["openqwen2vl", *_flags_first(overrides)]
 
     mistakes: list[str] = []
 
@@ -66,6 +66,21 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     for mistake in mistakes:
         sys.stderr.write(mistake.rstrip() + "\n")
     return USER_ERROR if mistakes else 0
+
+
+def _flags_first(words: Sequence[str]) -> list[str]:
+    """Let flags such as `-m` stand anywhere; Hydra takes them only before or after all keys."""
+    flags: list[str] = []
+    keys: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word in ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"):
+            flags += [word, next(remaining, "")]
+        elif word.startswith("-"):
+            flags.append(word)
+        else:
+            keys.append(word)
+    return [*flags, *keys]
 
 
 def _quiet() -> None:

@@ -78,9 +78,9 @@ def _draw_in_cell(
     cell: tuple[float, float],
     rng: random.Random,
 ) -> None:
-    radius = min(cell) * rng.uniform(0.3, 0.42)
+    radius = min(cell) * rng.uniform(0.36, 0.46)
     x, y = (
-        (at[axis] + 0.5) * cell[axis] + rng.uniform(-1, 1) * 0.8 * (cell[axis] / 2 - radius)
+        (at[axis] + 0.5) * cell[axis] + rng.uniform(-0.7, 0.7) * (cell[axis] / 2 - radius)
         for axis in range(2)
     )
     ink = _vary(INKS[colour], rng)
@@ -117,11 +117,11 @@ def _on_circle(turn: float, radius: float = 1.0) -> Point:
 def _draw_sign(
     draw: ImageDraw.ImageDraw, scene: Sign, size: tuple[int, int], rng: random.Random
 ) -> None:
-    font = _font(round(size[0] * rng.uniform(0.24, 0.30)))
+    font = _font(round(size[0] * rng.uniform(0.29, 0.32)))
     text = scene.word.upper()
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     band = size[1] / len(HEIGHTS)
-    x = (size[0] - (right - left)) * rng.uniform(0.2, 0.8)
+    x = (size[0] - (right - left)) * rng.uniform(0.3, 0.7)
     y = (HEIGHTS.index(scene.height) + rng.uniform(0.35, 0.65)) * band - (bottom - top) / 2
     draw.text((x - left, y - top), text, font=font, fill=_vary(INKS[scene.colour], rng), stroke_width=1)
 

@@ -11,7 +11,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 HEIGHTS = ("top", "middle", "bottom")
 COUNTS = ("one", "two", "three", "four", "five", "six")
-WORDS = ("cat", "dog", "sun", "tree", "fish", "bird", "moon", "milk", "boat", "lamp", "rose", "king")
+WORDS = ("cat", "dog", "sun", "tree", "fish", "bird", "moon", "milk")
 BACKGROUNDS = ("white", "grey", "cream", "dark")
 
 
