@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -204,12 +205,20 @@ def _trainer(
         plugins=[] if sharded else [AtomicCheckpointIO()],
         callbacks=callbacks,
         logger=loggers,
-        precision=config.precision,
+        precision=_precision(config, sharded),
         default_root_dir=str(folder.path),
         max_steps=data.order.steps,
         accumulate_grad_batches=accumulation(data.global_batch, data.micro_batch, processes),
         _convert_="all",
     )
+
+
+def _precision(config: DictConfig, sharded: bool) -> str:
+    """Give the Trainer's precision: FSDP narrows by its own mixed precision, without autocast."""
+    if config.precision != "auto":
+        return str(config.precision)
+    on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if on_gpu and not sharded else "32-true"
 
 
 def _announce(

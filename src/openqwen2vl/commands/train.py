@@ -57,7 +57,6 @@ KEYS = [
     "run_dir",
     "seed",
     "json",
-    "model",
     "vision",
     "llm",
     "projector",
