@@ -76,11 +76,9 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the wheel into a new venv that sees the dependencies already installed here."""
     venv = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", str(venv / "bin/python"), "install"]
-        + ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check", str(wheel)],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "--python", str(venv / "bin/python")]
+    quiet = ["--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", *quiet, "--no-deps", "--no-index", str(wheel)], check=True)
     # A path in a .pth file is searched, but the .pth files in it are not run: among them is the
     # one that would find an editable install of this very package.
     (site,) = (venv / "lib").glob("python*/site-packages")

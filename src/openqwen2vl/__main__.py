@@ -55,7 +55,8 @@ def _list(known: list[str]) -> None:
         summary = (import_module(f"openqwen2vl.commands.{verb}").__doc__ or "").splitlines()[0]
         table.add_row(f"  {verb}", summary)
     console = Console()
-    console.print("openqwen2vl <verb> [key=value ...]      <verb> --help shows its keys")
+    usage = "openqwen2vl <verb> [key=value ...]      openqwen2vl <verb> --help shows its keys"
+    console.print(usage, markup=False, highlight=False, soft_wrap=True)
     console.print(table)
 
 

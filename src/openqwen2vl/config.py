@@ -106,14 +106,20 @@ def _targets(config: DictConfig) -> Iterable[str]:
     for path, node in _walk(config):
         name = node._target_
         try:
-            target = _find(name)
+            target = find_target(name)
         except (ImportError, AttributeError, ValueError) as error:
             yield f"{path}._target_: there is no {name!r} ({error})"
             continue
         yield from _arguments(path, name, target, node)
 
 
-def _find(name: str) -> Callable[..., Any]:
+def find_target(name: str) -> Callable[..., Any]:
+    """Import what a `_target_` names.
+
+    Raises:
+        ImportError: there is no such module.
+        AttributeError: the module has nothing of that name that can be called.
+    """
     module, _, attribute = name.rpartition(".")
     found = getattr(import_module(module), attribute)
     if not callable(found):

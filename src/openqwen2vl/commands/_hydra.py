@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from inspect import signature
 from typing import Any
 
 import hydra
 import yaml
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from openqwen2vl.config import check, nearest
+from openqwen2vl.config import check, find_target, nearest
 from openqwen2vl.formats.errors import UserError
 
 USER_ERROR = 2
@@ -49,9 +50,9 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
         try:
             check(config, command.SCHEMA)
             figures = command.run(config)
-        except UserError as error:
+        except (UserError, InstantiationException) as error:
             # Caught here, since Hydra would print the whole command line before it.
-            mistakes.append(str(error))
+            mistakes.append(str(_mistake(error)))
             return None
         if config.json:
             sys.stdout.write(json.dumps(figures, default=float) + "\n")
@@ -61,11 +62,23 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     compose = hydra.main(version_base="1.3", config_path="pkg://openqwen2vl.conf", config_name=verb)
     try:
         compose(task)()
+    except InstantiationException:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         mistakes.append(_explain(error))
     for mistake in mistakes:
         sys.stderr.write(mistake.rstrip() + "\n")
     return USER_ERROR if mistakes else 0
+
+
+def _mistake(error: Exception) -> UserError:
+    """Give the user's mistake that made a constructor fail; what is none goes on as it came."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    if cause is None:
+        raise error
+    return cause
 
 
 def _flags_first(words: Sequence[str]) -> list[str]:
@@ -105,30 +118,31 @@ def _explain(error: Exception) -> str:
     text = "\n".join(dict.fromkeys(causes))
     lines = [line for line in text.splitlines() if line.strip()]
     misspelt = re.search(r"Could not override '([^']+)'", text)
-    hint = nearest(misspelt[1].rsplit(".", 1)[-1], _known_keys()) if misspelt else ""
-    return "\n".join([lines[0] + hint, *lines[1:]])
+    if misspelt:
+        group, _, rest = misspelt[1].partition(".")
+        known = _known_keys(group)
+        wrong = rest.rpartition(".")[2] if group in known and rest else group
+        return lines[0].rstrip(".") + nearest(wrong, known)
+    return "\n".join(lines)
 
 
-def _known_keys() -> set[str]:
-    """Collect every key of the shipped config files."""
+def _known_keys(group: str) -> set[str]:
+    """Collect the keys of the shipped files, and the arguments that a group's targets take."""
     keys: set[str] = set()
 
-    def collect(node: Any) -> None:
-        if isinstance(node, dict):
-            keys.update(str(key) for key in node)
-            for value in node.values():
-                collect(value)
-        elif isinstance(node, list):
-            for value in node:
-                collect(value)
+    def collect(node: Any, inside: bool) -> None:
+        for name, value in node.items() if isinstance(node, dict) else ():
+            if name == "_target_" and inside:
+                keys.update(signature(find_target(value)).parameters)
+            keys.add(str(name))
+            collect(value, inside)
 
-    def visit(folder: Traversable) -> None:
+    def visit(folder: Traversable, inside: bool) -> None:
         for entry in folder.iterdir():
             if entry.is_dir():
-                visit(entry)
-                keys.add(entry.name)
+                visit(entry, entry.name == group)
             elif entry.name.endswith(".yaml"):
-                collect(yaml.safe_load(entry.read_text()))
+                collect(yaml.safe_load(entry.read_text()), inside)
 
-    visit(files("openqwen2vl.conf"))
+    visit(files("openqwen2vl.conf"), False)
     return keys - {"defaults", "_target_", "_partial_", "_convert_"}

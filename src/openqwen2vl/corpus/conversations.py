@@ -14,9 +14,7 @@ DESCRIBE_SHARE = 0.15
 PLAIN_SHARE, OPTIONS_SHARE = 0.7, 0.15
 
 
-def conversation(
-    picture: Scene | Number, caption: str, rng: random.Random
-) -> list[dict[str, str]]:
+def conversation(picture: Scene | Number, caption: str, rng: random.Random) -> list[dict[str, str]]:
     """Some questions about one picture, each in one of the ways to ask and to answer.
 
     Args:

@@ -8,15 +8,18 @@ CLEAN = "clean"
 MISMATCHED_SHARE = 0.25
 CLEAN_SHARE = 0.15
 
-_STOCK_BEFORE = ("royalty free stock photo of", "vector illustration", "premium image,", "download:")
+_STOCK_BEFORE = (
+    "royalty free stock photo of",
+    "vector illustration",
+    "premium image,",
+    "download:",
+)
 _STOCK_AFTER = ("isolated", "hd wallpaper", "stock image", "- free clipart", "| picture id")
 _SHOUTS = ("SALE!!!", "CLICK HERE", "BUY NOW!", "FREE SHIPPING", "HOT DEAL!!")
 _CAMERAS = ("IMG", "DSC", "DSCN", "P", "screenshot")
 
 
-def noisy_caption(
-    clean: str, other: Callable[[], str], rng: random.Random
-) -> tuple[str, str]:
+def noisy_caption(clean: str, other: Callable[[], str], rng: random.Random) -> tuple[str, str]:
     """An alt-text for a picture, and the name of what is wrong with it.
 
     Args:

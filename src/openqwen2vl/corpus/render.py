@@ -123,7 +123,9 @@ def _draw_sign(
     band = size[1] / len(HEIGHTS)
     x = (size[0] - (right - left)) * rng.uniform(0.3, 0.7)
     y = (HEIGHTS.index(scene.height) + rng.uniform(0.35, 0.65)) * band - (bottom - top) / 2
-    draw.text((x - left, y - top), text, font=font, fill=_vary(INKS[scene.colour], rng), stroke_width=1)
+    draw.text(
+        (x - left, y - top), text, font=font, fill=_vary(INKS[scene.colour], rng), stroke_width=1
+    )
 
 
 @lru_cache

@@ -149,7 +149,9 @@ def _varlen(
         groups = heads // key.shape[1]
         keys, values = (t.repeat_interleave(groups, dim=1) for t in (keys, values))
     kernel: Callable[..., Any] = varlen_attn
-    mixed: Tensor = kernel(queries, keys, values, boundaries, boundaries, longest, longest, **options)
+    mixed: Tensor = kernel(
+        queries, keys, values, boundaries, boundaries, longest, longest, **options
+    )
     return mixed.view(rows, length, heads, width)
 
 
