@@ -174,33 +174,53 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def save_sharded(folder: Path, trained: nn.Module) -> Path:
+def save_sharded(folder: Path, weights: dict[str, object]) -> Path:
     """Write a folder as Lightning's sharded strategy does, in this one process."""
-    state = {f"model.{name}": value for name, value in trained.state_dict().items()}
+    state = {f"model.{name}": value for name, value in weights.items()}
     dcp.save({"model": state}, checkpoint_id=folder, no_dist=True)
     torch.save({"global_step": 7, "openqwen2vl": FACTS}, folder / "meta.pt")
     return folder
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_a_sharded_folder_is_read_in_one_process(tmp_path: Path) -> None:
-    trained = model()
-    path = save_sharded(tmp_path / "step_00000007.ckpt", trained)
-    assert (checkpoint_step(path), read_facts(path)) == (7, FACTS)
-    weights = read_weights(path)
-    assert sorted(weights) == sorted(trained.state_dict())
-    assert all(torch.equal(weights[name], v) for name, v in trained.state_dict().items())
+class TestShardedFolder:
+    def test_it_is_read_in_one_process(self, tmp_path: Path) -> None:
+        trained = model()
+        path = save_sharded(tmp_path / "step_00000007.ckpt", trained.state_dict())
+        assert (checkpoint_step(path), read_facts(path)) == (7, FACTS)
+        weights = read_weights(path)
+        assert sorted(weights) == sorted(trained.state_dict())
+        assert all(torch.equal(weights[name], v) for name, v in trained.state_dict().items())
 
+    @pytest.mark.parametrize("gone", [".metadata", "meta.pt"])
+    def test_without_one_of_its_parts_it_is_refused(self, tmp_path: Path, gone: str) -> None:
+        path = save_sharded(tmp_path / "step_00000007.ckpt", model().state_dict())
+        (path / gone).unlink()
+        with pytest.raises(CheckpointError, match=r"no checkpoint at|lacks its \.metadata"):
+            read_facts(path)
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-@pytest.mark.parametrize("gone", [".metadata", "meta.pt"])
-def test_a_sharded_folder_that_lacks_a_part_is_refused(tmp_path: Path, gone: str) -> None:
-    gone_parts = {
-        "meta.pt": (read_facts, "no checkpoint at"),
-        ".metadata": (read_weights, "lacks its .metadata"),
-    }
-    path = save_sharded(tmp_path / "step_00000007.ckpt", model())
-    (path / gone).unlink()
-    read, message = gone_parts[gone]
-    with pytest.raises(CheckpointError, match=message):
-        read(path)
+    @pytest.mark.parametrize("part", [".metadata", "meta.pt", "__0_0.distcp"])
+    def test_with_a_part_cut_off_it_is_refused(self, tmp_path: Path, part: str) -> None:
+        path = save_sharded(tmp_path / "step_00000007.ckpt", model(500).state_dict())
+        whole = (path / part).read_bytes()
+        (path / part).write_bytes(whole[: len(whole) // 2])
+        read = read_facts if part == "meta.pt" else read_weights
+        with pytest.raises(CheckpointError, match=r"cannot be read as .*it is cut off"):
+            read(path)
+
+    @pytest.mark.parametrize("part", [".metadata", "meta.pt", "a loose value"])
+    def test_code_in_any_part_of_it_does_not_run(self, tmp_path: Path, part: str) -> None:
+        victim = tmp_path / "victim"
+        hostile = Hostile(victim)
+        loose = {"value": hostile} if part == "a loose value" else {}
+        path = save_sharded(tmp_path / "step_00000007.ckpt", model().state_dict() | loose)
+        if part == ".metadata":
+            (path / part).write_bytes(pickle.dumps(hostile))
+        elif part == "meta.pt":
+            torch.save({"global_step": hostile}, path / part)
+        with pytest.raises(CheckpointError, match="cannot be read as"):
+            read_facts(path)
+        if part != "meta.pt":
+            with pytest.raises(CheckpointError, match="cannot be read as"):
+                read_weights(path)
+        assert not victim.exists()

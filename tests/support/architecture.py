@@ -27,6 +27,8 @@ FLOORS = {
 PACKAGE = "openqwen2vl"
 RING = ("data_modules", "callbacks")
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
+# PyTorch pickles a sharded checkpoint's table of contents: the one file that reads it, with care.
+PICKLE_READER = "src/openqwen2vl/training/sharded.py"
 DRAWERS = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
 FILE_LINES = 300
 FUNCTION_LINES = 45
@@ -132,7 +134,8 @@ def library_faults(root: Path) -> list[str]:
         for line, _, name in imports(source):
             top = name.split(".")[0]
             config = top == "hydra" or (top == "omegaconf" and source.room != "config")
-            if (config and not command) or top in PICKLES:
+            pickles = top in PICKLES and source.name != PICKLE_READER
+            if (config and not command) or pickles:
                 faults.append(f"{source.name}:{line} imports {top}")
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Call):

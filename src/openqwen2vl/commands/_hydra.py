@@ -140,6 +140,7 @@ def _known_keys(group: str) -> set[str]:
     def visit(folder: Traversable, inside: bool) -> None:
         for entry in folder.iterdir():
             if entry.is_dir():
+                keys.add(entry.name)
                 visit(entry, entry.name == group)
             elif entry.name.endswith(".yaml"):
                 collect(yaml.safe_load(entry.read_text()), inside)

@@ -78,9 +78,9 @@ def _draw_in_cell(
     cell: tuple[float, float],
     rng: random.Random,
 ) -> None:
-    radius = min(cell) * rng.uniform(0.36, 0.46)
+    radius = min(cell) * rng.uniform(0.38, 0.46)
     x, y = (
-        (at[axis] + 0.5) * cell[axis] + rng.uniform(-0.7, 0.7) * (cell[axis] / 2 - radius)
+        (at[axis] + 0.5) * cell[axis] + rng.uniform(-0.5, 0.5) * (cell[axis] / 2 - radius)
         for axis in range(2)
     )
     ink = _vary(INKS[colour], rng)

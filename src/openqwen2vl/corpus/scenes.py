@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from openqwen2vl.corpus.split import is_held_out
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
-SHAPES = ("circle", "square", "triangle", "star", "cross")
+SHAPES = ("circle", "square", "triangle", "star")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 HEIGHTS = ("top", "middle", "bottom")
 COUNTS = ("one", "two", "three", "four", "five", "six")
 WORDS = ("cat", "dog", "sun", "tree", "fish", "bird", "moon", "milk")
-BACKGROUNDS = ("white", "grey", "cream", "dark")
+BACKGROUNDS = ("white", "grey", "cream")
 
 
 @dataclass(frozen=True)

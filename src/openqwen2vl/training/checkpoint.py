@@ -1,6 +1,5 @@
 """Reading and writing a run's checkpoints: atomic, weights-only, file or sharded folder."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +8,10 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor, nn
-from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from openqwen2vl.formats.errors import CheckpointError
 from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.training.sharded import read_model, vet
 
 NAME = re.compile(r"step_(\d{8})\.ckpt")
 # Lightning's own name for what is not sharded in a checkpoint folder.
@@ -93,7 +90,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no checkpoint, half of one, or one of another program.
     """
-    state = _read_sharded(path) if path.is_dir() else _open(path).get("state_dict", {})
+    state = read_model(path) if path.is_dir() else _open(path).get("state_dict", {})
     weights = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
     if not weights:
         raise CheckpointError(f"{path} holds no model weights; expected names like model.llm...")
@@ -138,6 +135,9 @@ def _open(path: Path) -> dict[str, Any]:
     file = path / META if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a .ckpt file or folder of a run")
+    if path.is_dir():
+        # A resumed run opens the rest through Lightning, which does not look first.
+        vet(path)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
@@ -148,18 +148,3 @@ def _open(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{file} holds a {type(loaded).__name__}, expected a checkpoint")
     return loaded
-
-
-def _read_sharded(path: Path) -> dict[str, Any]:
-    """Gather a folder's shards into whole tensors in this process."""
-    if not (path / ".metadata").is_file():
-        raise CheckpointError(f"{path} lacks its .metadata; it is not a complete sharded folder")
-    state: dict[str, Any] = {}
-    _load_state_dict(
-        state,
-        storage_reader=FileSystemReader(os.fspath(path)),
-        planner=_EmptyStateDictLoadPlanner(keys={"model"}),  # type: ignore[no-untyped-call]
-        no_dist=True,
-    )
-    model = state.get("model", {})
-    return dict(model) if isinstance(model, dict) else {}
