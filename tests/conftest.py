@@ -1,13 +1,20 @@
 """What every test shares."""
 
+import logging
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything imports the libraries that read it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
-from support.runs import PackedCorpora, build_corpora
+from hydra.core.global_hydra import GlobalHydra
+from support.runs import PackedCorpora, Run, build_corpora, command
+
+from openqwen2vl.__main__ import main
 
 # Small tensors gain nothing from threads, and several tests run processes beside this one.
 torch.set_num_threads(1)
@@ -26,3 +33,46 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> PackedCorpora:
     """Small packed corpora for training runs; tests only read them."""
     return build_corpora(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture
+def _tidy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Call commands in this process as if each had one of its own."""
+    monkeypatch.setattr(sys, "argv", ["openqwen2vl"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:], logging.root.level = handlers, level
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def call(_tidy: None, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call `openqwen2vl` and give its exit code, stdout and stderr."""
+
+    def called(*words: str) -> tuple[int, str, str]:
+        code = main(list(words))
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return called
+
+
+@pytest.fixture
+def call_train(call: Run, corpora: PackedCorpora, tmp_path: Path) -> Run:
+    """Call a training run of two small steps, changed by some overrides."""
+
+    def called(*changes: str) -> tuple[int, str, str]:
+        settings = {
+            "budget.steps": 2,
+            "data.global_batch": 2,
+            "strategy.device": "cpu",
+            "resolution": "tiny",
+            "callbacks.checkpoints.every_n_steps": 1000,
+        }
+        words = command(corpora, tmp_path / "run", settings)
+        return call(*words[words.index("train") :], *changes)
+
+    return called

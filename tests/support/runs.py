@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from openqwen2vl.packing.plan import Selection
 from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
 from openqwen2vl.training.csv_log import read_rows
 from support.shards import tiny_tokenizer, write_caption_shard, write_conversation_shard
+
+Run = Callable[..., tuple[int, str, str]]
+"""Calls a command in this process: words to exit code, stdout and stderr."""
 
 # What a resumed or otherwise factorised run must repeat; the others are times.
 EXACT = ("step", "loss", "lr", "grad_norm", "tokens", "target_tokens", "images", "grid")
@@ -171,3 +174,14 @@ def _tree(root: int) -> list[int]:
         found.append(pid)
         queue += children.get(pid, [])
     return found
+
+
+def assert_one_message(told: tuple[int, str, str], *parts: str) -> None:
+    """Exit code 2 and one short message without a traceback."""
+    code, out, err = told
+    assert code == 2
+    assert "Traceback" not in out + err
+    assert len(err.strip().splitlines()) <= 12
+    for part in parts:
+        assert part in err
+        assert err.count(part) == 1

@@ -79,7 +79,7 @@ def check_tower(model: MLLM, facts: Mapping[str, Any], path: Path) -> None:
     if there["hash"] is None or model.vision.trainable:
         return
     if model.vision.weights_hash() != there["hash"] and facts["init_from"] is not None:
-        _load_tower(model, _read_any(Path(facts["init_from"])))
+        _load_tower(model, _read_any(Path(facts["init_from"])), Path(facts["init_from"]))
     here = model.vision.weights_hash()
     if here != there["hash"]:
         raise CheckpointError(
@@ -99,18 +99,18 @@ def initial_weights(model: MLLM, path: Path) -> None:
         CheckpointError: nothing loadable there, or another model.
     """
     weights = _read_any(path)
-    if not _load_tower(model, weights) and not _is_model_folder(path):
+    if not _load_tower(model, weights, path) and not _is_model_folder(path):
         check_tower(model, read_facts(newest(path)), path)
     load_weights(model, weights, path)
 
 
-def _load_tower(model: MLLM, weights: Mapping[str, Tensor]) -> bool:
+def _load_tower(model: MLLM, weights: Mapping[str, Tensor], source: Path) -> bool:
     """Fill a tower that is frozen here from weights that hold one; tells whether they did."""
     prefix = "vision."
     found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
     if not found or model.vision.trainable:
         return bool(found)
-    model.vision.load_state_dict(found)
+    load_weights(model.vision, found, source)
     return True
 
 

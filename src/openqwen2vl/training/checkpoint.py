@@ -90,7 +90,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no checkpoint, half of one, or one of another program.
     """
-    state = read_model(path) if path.is_dir() else _open(path).get("state_dict", {})
+    opened = _open(path)
+    state = read_model(path) if path.is_dir() else opened.get("state_dict", {})
     weights = {k.removeprefix(PREFIX): v for k, v in state.items() if k.startswith(PREFIX)}
     if not weights:
         raise CheckpointError(f"{path} holds no model weights; expected names like model.llm...")
