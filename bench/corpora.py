@@ -4,6 +4,7 @@ import io
 import random
 import string
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -13,63 +14,103 @@ from PIL import Image
 from openqwen2vl.corpus.build import ShardJob, write_shard
 from openqwen2vl.corpus.handwriting import load_scans
 from openqwen2vl.corpus.shards import Sample, write_raw_shard
+from openqwen2vl.formats.manifest import PackSpec
 from openqwen2vl.formats.raw import raw_shards, read_raw_shard
 from openqwen2vl.formats.rejects import Reject
 from openqwen2vl.formats.tokens import train_tokenizer
-from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.reader import Pack, PackFolder
 from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
 
-DEMO_VOCABULARY = 512
-PHOTO_VOCABULARY = 2048
+DEMO_VOCABULARY, PHOTO_VOCABULARY = 512, 2048
 # 5B tokens over 29M pairs at 144 visual tokens leave 28.4 for the text, of which three are the
 # layout's own; alt texts have a long tail, and the longest of them hold hundreds of tokens.
 CAPTION_TOKENS, CAPTION_SIGMA, LONGEST_CAPTION = 25.4, 0.8, 400
+DEMO_TEXT, PHOTO_TEXT = 15.1, 28.4  # mean tokens beside an image's own
+# Documents drawn at random rarely fill packs to the brim; room for their spread.
+ROOM = 0.94
 DISTINCT_PHOTOS = 64
 
 
-def demo_packs(folder: Path, documents: int, context: int, grid: int, seed: int = 0) -> PackFolder:
+@dataclass(frozen=True)
+class Steps:
+    """Packs of a few training steps; each step's documents are drawn at random and packed alone.
+
+    First-fit-decreasing over a whole corpus puts captions of like length together, which would
+    spare padded rows most of their pads: no padded loader sees such batches.
+    """
+
+    spec: PackSpec
+    steps: list[list[Pack]]
+
+
+def demo_steps(folder: Path, count: int, packs: int, context: int, grid: int) -> Steps:
     """Pack the embedded corpus's captions: half clean scenes, a quarter noisy, a quarter digits.
 
     Args:
         folder: an empty one; raw shards and packs go below it.
-        documents: image-caption pairs.
+        count: steps.
+        packs: of a step.
         context: tokens of a pack.
         grid: visual tokens along an image's side.
-        seed: of everything drawn.
     """
     scans = load_scans()
-    shares = {"scenes": documents // 2, "noisy": documents // 4}
-    shares["handwriting"] = documents - sum(shares.values())
-    for number, (source, size) in enumerate(shares.items()):
-        path = folder / "raw" / f"{number:05d}.tar"
-        write_shard(ShardJob(path, source, 0, size, seed, scans))
-    return _packed(folder, DEMO_VOCABULARY, context, grid)
+    quarter = int(ROOM * packs * context / (grid**2 + DEMO_TEXT) / 4)
+    sizes = {"scenes": 2 * quarter, "noisy": quarter, "handwriting": quarter}
+    for step in range(count):
+        for number, (source, size) in enumerate(sizes.items()):
+            path = folder / "raw" / f"{step * len(sizes) + number:05d}.tar"
+            write_shard(ShardJob(path, source, step * size, (step + 1) * size, 0, scans))
+    return _steps(_packed(folder, DEMO_VOCABULARY, context, grid, 4 * quarter), len(sizes))
+
+
+def photo_steps(folder: Path, count: int, packs: int, context: int, grid: int) -> Steps:
+    """Pack pairs as in pre-training, like ``photo_packs``; arguments as of ``demo_steps``."""
+    documents = int(ROOM * packs * context / (grid**2 + PHOTO_TEXT))
+    _write_photos(folder, count, documents, (512, 384))
+    return _steps(_packed(folder, PHOTO_VOCABULARY, context, grid, documents), 1)
 
 
 def photo_packs(
-    folder: Path, documents: int, context: int, grid: int, size: tuple[int, int], seed: int = 0
+    folder: Path, packs: int, context: int, grid: int, size: tuple[int, int]
 ) -> PackFolder:
     """Pack pairs as in pre-training: pictures of ``size`` pixels, captions of the paper's lengths.
 
     The pictures are smooth noise of about a photo's bytes a pixel, and they recur: decoding
-    keeps no memory of them. Arguments as of ``demo_packs``.
+    keeps no memory of them.
     """
-    rng = random.Random(seed)
-    photos = [_photo(np.random.default_rng([seed, i]), size) for i in range(DISTINCT_PHOTOS)]
-    samples = (
-        Sample(f"{seed}-{i}", rng.choice(photos), *size, caption=_caption(rng))
-        for i in range(documents)
-    )
-    write_raw_shard(folder / "raw" / "00000.tar", samples)
-    return _packed(folder, PHOTO_VOCABULARY, context, grid)
+    documents = int(packs * context / (grid**2 + PHOTO_TEXT))
+    _write_photos(folder, 1, documents, size)
+    return _packed(folder, PHOTO_VOCABULARY, context, grid, documents)
 
 
-def _packed(folder: Path, vocabulary: int, context: int, grid: int) -> PackFolder:
-    tokenizer = train_tokenizer(islice(_texts(folder / "raw"), 2000), vocabulary)
+def _write_photos(folder: Path, shards: int, documents: int, size: tuple[int, int]) -> None:
+    rng = random.Random(0)
+    photos = [_photo(np.random.default_rng([0, i]), size) for i in range(DISTINCT_PHOTOS)]
+    for shard in range(shards):
+        samples = (
+            Sample(f"{shard}-{i}", rng.choice(photos), *size, caption=_caption(rng))
+            for i in range(documents)
+        )
+        write_raw_shard(folder / "raw" / f"{shard:05d}.tar", samples)
+
+
+def _packed(folder: Path, vocabulary: int, context: int, grid: int, window: int) -> PackFolder:
+    raw, out = folder / "raw", folder / "packs"
+    tokenizer = train_tokenizer(islice(_texts(raw), 2000), vocabulary)
     spec = make_spec(tokenizer, context, grid, "qwen2_5")
-    out = folder / "packs"
-    pack_folder(PackRequest(input=folder / "raw", out=out, source="bench", spec=spec), tokenizer)
+    pack_folder(
+        PackRequest(input=raw, out=out, source="bench", spec=spec, window=window), tokenizer
+    )
     return PackFolder(out)
+
+
+def _steps(folder: PackFolder, shards_per_step: int) -> Steps:
+    steps: dict[int, list[Pack]] = {}
+    for number in range(len(folder)):
+        pack = folder.read(number)
+        shard = int(Path(pack.documents[0]["shard"]).stem)
+        steps.setdefault(shard // shards_per_step, []).append(pack)
+    return Steps(folder.manifest.spec, list(steps.values()))
 
 
 def _texts(raw: Path) -> Iterator[str]:

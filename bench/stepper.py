@@ -7,10 +7,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-import numpy as np
 import torch
+from corpora import Steps
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -18,7 +17,8 @@ from torch import Tensor
 from variants import Micro, loss_function, micro_batches, prepare
 
 from openqwen2vl.commands._assemble import build_model
-from openqwen2vl.packing.reader import Pack, PackFolder
+from openqwen2vl.formats.manifest import PackSpec
+from openqwen2vl.packing.reader import Pack
 from openqwen2vl.training.flops import FlopSpec, Work, attention_pairs, strict_flops
 from openqwen2vl.training.optim import decayed_names
 
@@ -26,7 +26,6 @@ OVERRIDES = {
     "tiny": ("model=tiny",),
     "2b": ("model=open_qwen2vl_2b", "llm.pretrained=false", "vision.pretrained=false"),
 }
-STEPS_OF_DATA = 4
 MIB = 2**20
 
 
@@ -39,18 +38,14 @@ class Settings:
         model: a key of ``OVERRIDES``.
         grid: visual tokens along an image's side.
         threads: of torch, on the CPU.
-        packs: the documents.
-        packs_per_step: how many of them a step takes.
-        steps: in a round.
+        data: the documents of a round's steps.
     """
 
     device: str
     model: str
     grid: int
     threads: int
-    packs: PackFolder
-    packs_per_step: int
-    steps: int
+    data: Steps
 
 
 class Stepper:
@@ -62,7 +57,7 @@ class Stepper:
         self.settings = settings
         self.device = torch.device(settings.device)
         config = _config(settings)
-        self.model = build_model(config, settings.packs.manifest.spec.vocab_size).to(self.device)
+        self.model = build_model(config, settings.data.spec.vocab_size).to(self.device)
         self.flops = FlopSpec.of(self.model)
         prepare(self.model, variant)
         self.model.train()
@@ -70,65 +65,56 @@ class Stepper:
             named_parameters=self.model.named_parameters(), decayed=decayed_names(self.model)
         )
         self.loss = loss_function(variant)
-        self.data = _draw(settings)
-        spec, side = settings.packs.manifest.spec, self.model.vision.side
+        spec, side = settings.data.spec, self.model.vision.side
+        self.works = [_work(packs, spec) for packs in settings.data.steps]
         self.batches = [
             [_moved(micro, self.device) for micro in micro_batches(variant, packs, spec, side)]
-            for packs in self.data
+            for packs in settings.data.steps
         ]
-        self.done = 0
         self.start_mib = _resident_mib(self.device)
-        self.loss_first = self.step()
-        for _ in range(STEPS_OF_DATA - 1):
-            self.step()
+        self.loss_first = self.step(0)
+        self.round()  # every shape of the data has then been seen
 
-    def step(self) -> float:
+    def step(self, number: int) -> float:
         """Forward, loss, backward, AdamW; gives the mean loss of the targets.
 
         Reading the loss waits for the device, so a step's time is its own.
         """
-        packs, batches = (x[self.done % STEPS_OF_DATA] for x in (self.data, self.batches))
-        targets = _work(packs, self.settings).targets
         cuda = self.device.type == "cuda"
         total = torch.zeros((), device=self.device)
-        for micro in batches:
+        for micro in self.batches[number]:
             with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
-                loss = self.loss(self.model, micro) / targets
+                loss = self.loss(self.model, micro) / self.works[number].targets
             loss.backward()
             total += loss.detach()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.done += 1
         return total.item()
 
     def round(self) -> float:
-        """Seconds that ``steps`` steps take; every round sees the same documents."""
-        self.done = 0
+        """Seconds that one step on each step's documents takes."""
         _wait(self.device)
         start = time.perf_counter()
-        for _ in range(self.settings.steps):
-            self.step()
+        for number in range(len(self.batches)):
+            self.step(number)
         _wait(self.device)
         return time.perf_counter() - start
 
     def facts(self) -> dict[str, object]:
-        """What a step holds, on average over a round, and this machine's matrix product."""
-        steps = range(self.settings.steps)
-        works = [_work(self.data[i % STEPS_OF_DATA], self.settings) for i in steps]
-        positions = [
-            sum(micro["input_ids"].numel() for micro in self.batches[i % STEPS_OF_DATA]) for i in steps
-        ]
+        """What a step holds on average, and the speed of this machine's matrix product."""
+        threads = self.settings.threads
         cuda = self.device.type == "cuda"
+        name = torch.cuda.get_device_name() if cuda else f"CPU, torch on {threads} core(s)"
+        documents = [sum(len(p.documents) for p in packs) for packs in self.settings.data.steps]
+        positions = [sum(m["input_ids"].numel() for m in micros) for micros in self.batches]
         return {
-            "device": torch.cuda.get_device_name() if cuda else f"CPU, {self.settings.threads} thread",
-            "tokens": fmean(work.tokens for work in works),
-            "targets": fmean(work.targets for work in works),
-            "images": fmean(work.images for work in works),
-            "documents": fmean(
-                sum(len(pack.documents) for pack in self.data[i % STEPS_OF_DATA]) for i in steps
-            ),
+            "device": name,
+            "tokens": fmean(work.tokens for work in self.works),
+            "targets": fmean(work.targets for work in self.works),
+            "images": fmean(work.images for work in self.works),
+            "documents": fmean(documents),
             "positions": fmean(positions),
-            "strict_flops": fmean(strict_flops(self.flops, work)["total"] for work in works),
+            "strict_flops": fmean(strict_flops(self.flops, w)["total"] for w in self.works),
             "loss_first": self.loss_first,
             "matmul_flops": _matmul_flops(self.device),
         }
@@ -146,23 +132,10 @@ def _config(settings: Settings) -> DictConfig:
         return compose("train", ["stage=pretrain", *OVERRIDES[settings.model], plan])
 
 
-def _draw(settings: Settings) -> list[list[Pack]]:
-    """Packs for a few steps, in random order as training reads them."""
-    folder, size = settings.packs, settings.packs_per_step
-    order = np.random.default_rng(0).permutation(len(folder))
-    if len(order) < STEPS_OF_DATA * size:
-        raise ValueError(f"{len(order)} packs, but {STEPS_OF_DATA} steps take {size} each")
-    return [
-        [folder.read(int(k)) for k in order[i * size : (i + 1) * size]]
-        for i in range(STEPS_OF_DATA)
-    ]
-
-
-def _work(packs: Sequence[Pack], settings: Settings) -> Work:
+def _work(packs: Sequence[Pack], spec: PackSpec) -> Work:
     """Count what a step cannot do without, whichever way it is done."""
-    per_image = settings.packs.manifest.spec.tokens_per_image
     lengths = [
-        document["length"] + document["images"] * (per_image - 1)
+        document["length"] + document["images"] * (spec.tokens_per_image - 1)
         for pack in packs
         for document in pack.documents
     ]
@@ -170,9 +143,9 @@ def _work(packs: Sequence[Pack], settings: Settings) -> Work:
     return Work(
         tokens=sum(lengths),
         pairs=attention_pairs(lengths),
-        targets=sum(int((stop - start)) for pack in packs for start, stop in pack.targets),
+        targets=sum(int((pack.targets[:, 1] - pack.targets[:, 0]).sum()) for pack in packs),
         images=images,
-        visual_tokens=images * per_image,
+        visual_tokens=images * spec.tokens_per_image,
     )
 
 
@@ -210,11 +183,12 @@ def _matmul_flops(device: torch.device) -> float:
     cuda = device.type == "cuda"
     side, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    product = torch.empty_like(left)
     best = float("inf")
     for _ in range(10):
         _wait(device)
         start = time.perf_counter()
-        _product: Any = left @ right
+        torch.mm(left, right, out=product)
         _wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best

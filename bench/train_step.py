@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import corpora
 import figures
 from stepper import Settings, Stepper
 from variants import DESCRIPTIONS
-
-from openqwen2vl.packing.reader import PackFolder
 
 GOAL = 1.5  # real tokens/s over padded rows, on the CPU with the demo's captions
 
@@ -32,11 +31,12 @@ def main() -> None:
     options = _options()
     names = options.variant or list(DESCRIPTIONS)
     with tempfile.TemporaryDirectory() as folder:
-        packs = _packs(Path(folder), options)
-        settings = _settings(options, packs)
-        together = [names] if options.device == "cpu" else [[name] for name in names]
-        results = {k: v for group in together for k, v in _measure(group, settings, options).items()}
-    report = _report(results, settings, options, packs)
+        settings = _settings(Path(folder), options)
+    together = [names] if options.device == "cpu" else [[name] for name in names]
+    results: dict[str, dict[str, Any]] = {}
+    for group in together:
+        results |= _measure(group, settings, options.rounds)
+    report = _report(results, options)
     _print(report)
     figures.finish(report, _headline(report), options.json)
 
@@ -51,43 +51,30 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--packs", type=int, default=4, help="packs in a step")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=4, help="in a round")
-    parser.add_argument("--quick", action="store_true", help="two short rounds, for CI")
+    parser.add_argument("--steps", type=int, default=4, help="different ones in a round")
+    parser.add_argument("--quick", action="store_true", help="two small rounds, for CI")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     tiny = options.model == "tiny"
     options.grid = options.grid or (6 if tiny else 12)
     options.context = options.context or (1024 if tiny else 4096)
     if options.quick:
-        options.rounds, options.steps, options.packs = 2, 1, 2
+        options.rounds, options.steps, options.packs, options.context = 2, 1, 2, 512
     return options
 
 
-def _packs(folder: Path, options: argparse.Namespace) -> PackFolder:
-    """Pack four steps' documents and more, so that steps differ."""
-    positions = 6 * options.packs * options.context
-    if options.model == "tiny":
-        documents = positions // (options.grid**2 + 12)
-        return corpora.demo_packs(folder, documents, options.context, options.grid)
-    documents = positions // (options.grid**2 + 28)
-    return corpora.photo_packs(folder, documents, options.context, options.grid, (512, 384))
-
-
-def _settings(options: argparse.Namespace, packs: PackFolder) -> Settings:
+def _settings(folder: Path, options: argparse.Namespace) -> Settings:
+    draw = corpora.demo_steps if options.model == "tiny" else corpora.photo_steps
     return Settings(
         device=options.device,
         model=options.model,
         grid=options.grid,
         threads=options.threads,
-        packs=packs,
-        packs_per_step=options.packs,
-        steps=options.steps,
+        data=draw(folder, options.steps, options.packs, options.context, options.grid),
     )
 
 
-def _measure(
-    names: Sequence[str], settings: Settings, options: argparse.Namespace
-) -> dict[str, dict[str, object]]:
+def _measure(names: Sequence[str], settings: Settings, rounds: int) -> dict[str, dict[str, Any]]:
     """Run some variants in turns; gives each one's facts and its seconds a round, or its error."""
     spawn = multiprocessing.get_context("spawn")
     workers = {}
@@ -97,20 +84,20 @@ def _measure(
         process.start()
         there.close()
         workers[name] = here
-    results: dict[str, dict[str, object]] = {name: {"seconds": []} for name in names}
-    for turn in range(1 + options.rounds + 1):
+    results: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in names}
+    for turn in range(rounds + 2):
         for name, pipe in workers.items():
             if "error" not in results[name]:
-                answer = _ask(pipe, ("facts", *["round"] * options.rounds, "memory")[turn])
+                answer = _ask(pipe, ("facts", *["round"] * rounds, "memory")[turn])
                 results[name]["seconds"] += answer.pop("seconds", [])
                 results[name] |= answer
     return results
 
 
-def _ask(pipe: Connection, question: str) -> dict[str, object]:
+def _ask(pipe: Connection, question: str) -> dict[str, Any]:
     try:
         pipe.send(question)
-        answer: dict[str, object] = pipe.recv()
+        answer: dict[str, Any] = pipe.recv()
     except (EOFError, OSError):
         return {"error": "its process died, perhaps for want of memory"}
     return answer
@@ -131,20 +118,17 @@ def _serve(pipe: Connection, variant: str, settings: Settings) -> None:
         pipe.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
 
 
-def _report(
-    results: dict[str, dict[str, object]],
-    settings: Settings,
-    options: argparse.Namespace,
-    packs: PackFolder,
-) -> dict[str, object]:
+def _report(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
     done = {name: result for name, result in results.items() if "error" not in result}
     peak = max((result["matmul_flops"] for result in done.values()), default=0.0)
-    variants: dict[str, object] = {n: {"error": r["error"]} for n, r in results.items() if n not in done}
+    variants: dict[str, Any] = {
+        name: {"error": result["error"]} for name, result in results.items() if name not in done
+    }
     for name, result in done.items():
-        speeds = [result["tokens"] * settings.steps / second for second in result["seconds"]]
+        speeds = [result["tokens"] * options.steps / second for second in result["seconds"]]
         variants[name] = {
             "tokens_per_s": figures.spread(speeds),
-            "ms_per_step": 1000 * median(result["seconds"]) / settings.steps,
+            "ms_per_step": 1000 * median(result["seconds"]) / options.steps,
             "mfu": result["strict_flops"] / result["tokens"] * median(speeds) / peak,
             **{key: result[key] for key in ("step_mib", "peak_mib", "positions", "loss_first")},
         }
@@ -156,8 +140,7 @@ def _report(
         "machine": figures.machine(),
         "device": facts.get("device"),
         "settings": {key: value for key, value in vars(options).items() if key != "json"},
-        "data": {"fill": packs.manifest.fill}
-        | {key: facts.get(key) for key in ("tokens", "documents", "targets", "images")},
+        "data": {key: facts.get(key) for key in ("tokens", "documents", "targets", "images")},
         "peak": {"flops_per_s": peak, "of": "a square matmul measured in the same run"},
         "variants": variants,
         "ratios": {n: figures.ratios(done[n]["seconds"], ours["seconds"]) for n in others},
@@ -165,14 +148,24 @@ def _report(
     }
 
 
-def _print(report: dict[str, object]) -> None:
+def _print(report: dict[str, Any]) -> None:
     data, settings = report["data"], report["settings"]
     print(
         f"{settings['model']} on {report['device']}; a step: {settings['packs']} packs of "
         f"{settings['context']}, {data['documents']:.0f} documents, {data['tokens']:.0f} real tokens, "
         f"{data['targets']:.0f} targets"
     )
-    header = ("", "tokens/s", "ms/step", "MFU", "step MiB", "peak MiB", "positions", "ours is", "loss")
+    header = (
+        "",
+        "tokens/s",
+        "ms/step",
+        "MFU",
+        "step MiB",
+        "peak MiB",
+        "positions",
+        "ours is",
+        "loss",
+    )
     rows = []
     for name, row in report["variants"].items():
         if "error" in row:
@@ -181,22 +174,22 @@ def _print(report: dict[str, object]) -> None:
         ratio = report["ratios"].get(name)
         speeds = f"{row['tokens_per_s']['median']:,.0f}", f"{row['ms_per_step']:.1f}"
         memory = f"{row['step_mib']:.0f}", f"{row['peak_mib']:.0f}"
-        rows.append(
-            (DESCRIPTIONS[name], *speeds, f"{row['mfu']:.1%}", *memory)
-            + (f"{row['positions']:.0f}", figures.show(ratio) if ratio else "-")
-            + (f"{row['loss_first']:.6f}",)
-        )
+        shape = f"{row['positions']:.0f}", figures.show(ratio) if ratio else "-"
+        share, loss = f"{row['mfu']:.1%}", f"{row['loss_first']:.6f}"
+        rows.append((DESCRIPTIONS[name], *speeds, share, *memory, *shape, loss))
     figures.table(header, rows)
     peak = report["peak"]
     print(f"MFU: necessary FLOPs over {peak['flops_per_s'] / 1e9:,.0f} GFLOP/s of {peak['of']}")
 
 
-def _headline(report: dict[str, object]) -> str:
+def _headline(report: dict[str, Any]) -> str:
     ratio = report["ratios"].get("padded")
     if ratio is None:
         return "no ratio: ours and padded did not both run"
     cpu = report["settings"]["device"] == "cpu"
-    verdict = f"; the goal is {GOAL}x: {'met' if ratio['median'] >= GOAL else 'missed'}" if cpu else ""
+    verdict = (
+        f"; the goal is {GOAL}x: {'met' if ratio['median'] >= GOAL else 'missed'}" if cpu else ""
+    )
     return f"ours over padded rows, real tokens/s: {figures.show(ratio)}{verdict}"
 
 

@@ -119,7 +119,9 @@ def _padded(documents: Sequence[Micro], spec: PackSpec) -> Micro:
     images = [torch.from_numpy(image) for document in documents for image in document["images"]]
     return {
         "input_ids": input_ids,
-        "labels": pad([d["labels"] for d in documents], batch_first=True, padding_value=IGNORE_INDEX),
+        "labels": pad(
+            [d["labels"] for d in documents], batch_first=True, padding_value=IGNORE_INDEX
+        ),
         "attention_mask": pad([torch.ones_like(one) for one in ids], batch_first=True),
         "images": torch.stack(images),
         "image_positions": (input_ids.flatten() == spec.special.image).nonzero()[:, 0],

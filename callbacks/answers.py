@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.tokens import load_tokenizer, special_tokens, tokenizer_hash
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.stream import packed_data
@@ -22,7 +23,7 @@ class SampleAnswers(pl.Callback):
     """Continues the first held-out documents greedily, at the current grid.
 
     Args:
-        tokenizer: folder or hub name, only to read the answers.
+        tokenizer: folder or hub name, only to read the answers; None: no answers.
         every_n_steps: optimizer steps between two rounds.
         count: documents.
         max_new_tokens: of an answer.
@@ -30,7 +31,7 @@ class SampleAnswers(pl.Callback):
 
     def __init__(
         self,
-        tokenizer: str,
+        tokenizer: str | None,
         every_n_steps: int = 500,
         count: int = 4,
         max_new_tokens: int = 48,
@@ -48,18 +49,23 @@ class SampleAnswers(pl.Callback):
     ) -> None:
         """Ask when it is time."""
         due = trainer.global_step % self.every_n_steps == 0
-        if ends_step(trainer, batch_idx) and due:
+        if ends_step(trainer, batch_idx) and due and self.tokenizer is not None:
             assert isinstance(pl_module, MLLMModule)
-            self._ask(trainer, pl_module)
+            self._ask(trainer, pl_module, self.tokenizer)
 
-    def _ask(self, trainer: pl.Trainer, module: MLLMModule) -> None:
+    def _ask(self, trainer: pl.Trainer, module: MLLMModule, name: str) -> None:
         documents = packed_data(trainer).held_out_documents(self.count, module.model.projector.grid)
         if not documents:
             return
-        tokenizer = load_tokenizer(self.tokenizer)
+        try:
+            tokenizer = load_tokenizer(name)
+        except UserError as error:
+            # Answers are for the eye; a run that has come so far need not end for them.
+            log.warning("no sample answers: %s", error)
+            return
         special = special_tokens(tokenizer)
         if documents[0]["tokenizer_hash"] != tokenizer_hash(tokenizer):
-            log.warning("no sample answers: %s is not the packs' tokenizer", self.tokenizer)
+            log.warning("no sample answers: %s is not the packs' tokenizer", name)
             return
         questions = {
             "prompts": [document["prompt"] for document in documents],

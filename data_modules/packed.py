@@ -48,7 +48,8 @@ class PackedDataModule(pl.LightningDataModule):
         pin_memory: page-locked batches, for copies to a GPU that overlap with its work.
 
     Raises:
-        ConfigError: both or neither of ``global_batch`` and ``documents_per_step``.
+        ConfigError: both or neither of ``global_batch`` and ``documents_per_step``, or loader
+            settings that no loader could have.
         PackError: folders that do not fit the mixture or the plan.
     """
 
@@ -68,6 +69,11 @@ class PackedDataModule(pl.LightningDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
+        if num_workers < 0 or prefetch_factor < 1 or micro_batch < 1:
+            raise ConfigError(
+                f"data.num_workers is {num_workers}, data.prefetch_factor {prefetch_factor} and "
+                f"data.micro_batch {micro_batch}; expected at least 0, 1 and 1"
+            )
         sources = {name: SourceSpec(**source) for name, source in mixture["sources"].items()}
         spec = MixtureSpec(sources=sources, mode=mixture.get("mode", "proportional"))
         self.plan = [GridPhase(**phase) for phase in resolution["plan"]]

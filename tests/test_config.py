@@ -1,5 +1,6 @@
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,23 @@ class Budget:
     tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    packs: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    shape: Literal["round", "flat"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    sources: Mapping[str, Part]
+    plan: Sequence[Turn] = ()
+
+
 def steps_and_tokens(config: DictConfig) -> None:
     if config.budget.steps > config.budget.tokens:
         raise ConfigError(f"budget.steps {config.budget.steps} over tokens {config.budget.tokens}")
@@ -28,7 +46,7 @@ def even(config: DictConfig) -> None:
 
 SCHEMA = Schema(
     keys=frozenset({"seed", "schedule", "optim", "budget", "parts", "name"}),
-    groups={"budget": Budget},
+    groups={"budget": Budget, "parts": Parts},
     rules=(steps_and_tokens, even),
 )
 
@@ -72,8 +90,8 @@ def test_a_sound_config_passes() -> None:
             f"schedule.warm_up: {SCHEDULE} takes no such key; did you mean 'warmup'?",
         ),
         (
-            {"parts": [{"inner": {"_target_": SCHEDULE, "xyz": 1}}]},
-            f"parts[0].inner.xyz: {SCHEDULE} takes no such key",
+            {"name": [{"inner": {"_target_": SCHEDULE, "xyz": 1}}]},
+            f"name[0].inner.xyz: {SCHEDULE} takes no such key",
         ),
         (
             {"optim": {"_target_": "torch.nn.Linear", "in_features": 3}},
@@ -84,6 +102,31 @@ def test_a_sound_config_passes() -> None:
         (
             {"budget": {"steps": 30, "tokens": 20}},
             "budget.steps 30 over tokens 20",
+        ),
+        ({"budget": {"steps": "abc"}}, "budget.steps is 'abc'; expected a whole number or null"),
+        ({"budget": {"steps": 1.5}}, "budget.steps is 1.5; expected a whole number or null"),
+        ({"budget": None}, "budget is None; expected the keys steps, tokens"),
+        (
+            {"schedule": {"_target_": SCHEDULE, "warmup": "abc"}},
+            "schedule.warmup is 'abc'; expected a number",
+        ),
+        (
+            {"seed": "abc", "schedule": {"_target_": SCHEDULE, "length": "${seed}"}},
+            "schedule.length is 'abc'; expected a whole number or null",
+        ),
+        (
+            {"parts": {"sources": {"a": {"packs": "x", "weigth": 1}}}},
+            "parts.sources.a.weigth: parts.sources.a has no such key; did you mean 'weight'?",
+        ),
+        ({"parts": {"sources": {"a": {"weight": 1}}}}, "parts.sources.a needs 'packs'"),
+        (
+            {"parts": {"sources": {"a": {"packs": "x", "weight": True}}}},
+            "parts.sources.a.weight is True; expected a number",
+        ),
+        ({"parts": {"sources": {}, "plan": [3]}}, "parts.plan[0] is 3; expected the keys shape"),
+        (
+            {"parts": {"sources": {}, "plan": [{"shape": "round"}, {"shape": "odd"}]}},
+            "parts.plan[1].shape is 'odd'; expected typing.Literal['round', 'flat']",
         ),
     ],
 )
@@ -111,6 +154,11 @@ def test_a_partial_target_may_lack_arguments_but_not_misspell_them() -> None:
     assert faults(optim={**node, "out_feature": 4}) == [
         "optim.out_feature: torch.nn.Linear takes no such key; did you mean 'out_features'?"
     ]
+
+
+def test_a_whole_number_is_a_number_and_an_unknown_type_is_not_judged() -> None:
+    check(config(schedule={"_target_": SCHEDULE, "warmup": 0, "length": None}), SCHEMA)
+    check(config(optim={"_target_": "pathlib.PurePath", "args": 3}), SCHEMA)
 
 
 def test_a_target_that_takes_any_key_is_left_alone() -> None:

@@ -181,6 +181,16 @@ def test_a_batch_that_ranks_do_not_divide_names_the_nearest(
         module(corpora, micro_batch=micro, world=world).train_dataloader()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_workers", -1), ("prefetch_factor", 0), ("micro_batch", 0)]
+)
+def test_loader_settings_that_no_loader_could_have_are_refused(
+    corpora: PackedCorpora, key: str, value: int
+) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.{key} (is )?{value}\b"):
+        module(corpora, **{key: value})
+
+
 def test_a_resumed_run_keeps_the_switch_where_it_was(corpora: PackedCorpora) -> None:
     longer = module(corpora, budget={"steps": 10})
     assert longer.order.phases[0].stop == 6

@@ -49,6 +49,25 @@ def test_faults_of_a_config_come_in_one_message(call_train: Run) -> None:
     assert_one_message(told, "2 faults in the config:", "'max_steps'?", "'steps'?")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainable.llm=maybe", "trainable.llm is 'maybe'; expected true or false"),
+        ("seed=abc", "data.seed is 'abc'; expected a whole number"),
+        ("clip=0", "clip is 0; expected the gradient's largest norm"),
+        ("trainer.devices=abc", "trainer.devices is 'abc'; expected a number or auto"),
+        ("data.micro_batch=0", "data.micro_batch is 0 packs"),
+        ("optim.lr=-1", "optim.lr is -1"),
+        ("+mixture.sources.red.weigth=1", "red.weigth: mixture.sources.red has no such key"),
+        ("+mixture.sources.red.weight=-1", "must be above 0, found [-1, 1.0]"),
+    ],
+)
+def test_values_that_cannot_be_meant_are_answered(
+    call_train: Run, override: str, message: str
+) -> None:
+    assert_one_message(call_train(override), message)
+
+
 def test_a_mixture_that_names_a_folder_without_packs_is_refused(
     call_train: Run, tmp_path: Path
 ) -> None:

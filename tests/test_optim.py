@@ -3,6 +3,7 @@ import torch
 from support.models import tiny_mllm
 from torch import nn
 
+from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.training.optim import adamw, decayed_names, plain_name
 
 WEIGHT_DECAY = 0.1
@@ -95,3 +96,9 @@ def test_one_step_is_the_step_of_the_formula() -> None:
     # Decoupled decay, then a first Adam step, which is the sign of the gradient.
     wanted = torch.tensor([[1.0, -2.0]]) * (1 - 0.5 * 0.2) - 0.5 * torch.tensor([[1.0, -1.0]])
     torch.testing.assert_close(parameter.data, wanted)
+
+
+@pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"lr": 0.1, "weight_decay": -0.1}])
+def test_a_rate_or_decay_below_zero_is_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="neither may be below 0"):
+        adamw([("w", nn.Parameter(torch.ones(1)))], frozenset(), **arguments)

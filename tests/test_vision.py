@@ -155,7 +155,9 @@ def test_weights_come_from_a_local_file_that_holds_the_whole_model(tmp_path):
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     file = tmp_path / "tower.safetensors"
     save_file(timm_model(TOWER, embed_dim=96).state_dict(), file)
-    with pytest.raises(CheckpointError, match=r"cannot load .*tower\.safetensors.*vision\.weights="):
+    with pytest.raises(
+        CheckpointError, match=r"cannot load .*tower\.safetensors.*vision\.weights="
+    ):
         VisionTower(TOWER, weights=str(file), image_side=SIDE, overrides=SMALL)
 
 

@@ -2,13 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from openqwen2vl.formats.errors import ConfigError, UserError
 
@@ -36,8 +41,8 @@ def check(config: DictConfig, schema: Schema) -> None:
     """Raise one error that lists all faults of a config.
 
     Looked for: keys that must be given, unknown keys (with the nearest known one), `_target_`s
-    that do not exist or do not take or lack an argument, values that interpolation cannot
-    resolve, and the schema's rules.
+    that do not exist or do not take or lack an argument, values of another type than declared,
+    values that interpolation cannot resolve, and the schema's rules.
 
     Raises:
         ConfigError: at least one fault.
@@ -119,6 +124,7 @@ def find_target(name: str) -> Callable[..., Any]:
     Raises:
         ImportError: there is no such module.
         AttributeError: the module has nothing of that name that can be called.
+        ValueError: the name has no module.
     """
     module, _, attribute = name.rpartition(".")
     found = getattr(import_module(module), attribute)
@@ -137,6 +143,9 @@ def _arguments(path: str, name: str, target: Callable[..., Any], node: DictConfi
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for key in sorted(given - set(parameters)):
             yield f"{path}.{key}: {name} takes no such key{nearest(key, parameters)}"
+    hints = _hints(target)
+    for key in sorted(given & set(parameters) & set(hints)):
+        yield from _value(f"{path}.{key}", node, key, hints[key])
     if node.get("_partial_", False):
         return
     for key, parameter in parameters.items():
@@ -148,13 +157,71 @@ def _arguments(path: str, name: str, target: Callable[..., Any], node: DictConfi
             yield f"{path}: {name} needs {key!r}"
 
 
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Give the declared types of the arguments; none where they cannot be told."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):
+        # Names that a library imports for its type checker only.
+        return {}
+
+
 def _groups(config: DictConfig, groups: Mapping[str, type]) -> Iterable[str]:
     for name, kind in groups.items():
-        node = config.get(name)
-        if OmegaConf.is_dict(node):
-            assert is_dataclass(kind)
-            known = [item.name for item in fields(kind)]
-            yield from _unknown(node, known, f"{name}.", name)
+        if name in config:
+            yield from _value(name, config, name, kind)
+
+
+def _value(path: str, parent: Any, key: Any, hint: Any) -> Iterable[str]:
+    """Compare a value with the type that its owner declares, dataclasses in it included."""
+    try:
+        value = parent[key]
+    except (MissingMandatoryValue, InterpolationToMissingValueError):
+        return
+    inner = get_args(hint)
+    if is_dataclass(hint):
+        yield from _fields(path, value, hint)
+    elif get_origin(hint) in (list, Sequence) and OmegaConf.is_list(value):
+        for index in range(len(value)):
+            yield from _value(f"{path}[{index}]", value, index, inner[0])
+    elif get_origin(hint) is Mapping and OmegaConf.is_dict(value):
+        for name in value:
+            yield from _value(f"{path}.{name}", value, name, inner[1])
+    elif not _fits(value, hint):
+        yield f"{path} is {value!r}; expected {_said(hint)}"
+
+
+def _fields(path: str, node: Any, kind: Any) -> Iterable[str]:
+    known = [item.name for item in fields(kind)]
+    if not OmegaConf.is_dict(node):
+        yield f"{path} is {node!r}; expected the keys {', '.join(known)}"
+        return
+    yield from _unknown(node, known, f"{path}.", path)
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        if item.name in node:
+            yield from _value(f"{path}.{item.name}", node, item.name, hints[item.name])
+        elif item.default is MISSING and item.default_factory is MISSING:
+            yield f"{path} needs {item.name!r}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Tell whether a plain value is of a type; types that YAML does not know are not judged."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint in (int, float):
+        numbers = (int,) if hint is int else (int, float)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in (bool, str, NoneType) else True
+
+
+def _said(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_said(choice) for choice in get_args(hint))
+    words = {int: "a whole number", float: "a number", str: "a text", NoneType: "null"}
+    return {**words, bool: "true or false"}.get(hint, str(hint))
 
 
 def _rules(config: DictConfig, rules: Sequence[Rule]) -> Iterable[str]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from openqwen2vl.commands._assemble import check_batches
 from openqwen2vl.commands._fit import fit, run_processes
 from openqwen2vl.config import Schema
+from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.packing.budget import Budget, GridPhase, fix_phases
 from openqwen2vl.packing.mixture import MixtureSpec
 from openqwen2vl.training.launch import launched, world_size
@@ -43,11 +44,18 @@ def ranks(config: DictConfig) -> int:
     return world_size(trainer.accelerator, trainer.devices, trainer.num_nodes)
 
 
+def _clips(config: DictConfig) -> None:
+    clip = config.clip
+    if isinstance(clip, bool) or not isinstance(clip, int | float) or clip <= 0:
+        raise ConfigError(f"clip is {clip!r}; expected the gradient's largest norm, above 0")
+
+
 def _rules() -> list[Any]:
     return [
         lambda config: Budget(**config.budget),
         lambda config: fix_phases([GridPhase(**p) for p in config.resolution.plan], 10**9),
         lambda config: check_batches(config, ranks(config)),
+        _clips,
     ]
 
 

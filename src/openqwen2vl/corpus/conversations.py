@@ -11,7 +11,7 @@ LETTERS = "ABCDEFGH"
 IMAGE_MARK = "<image>"
 MOST_CHOICES = 4
 DESCRIBE_SHARE = 0.15
-PLAIN_SHARE, OPTIONS_SHARE = 0.7, 0.15
+PLAIN_SHARE, OPTIONS_SHARE = 0.8, 0.1
 
 
 def conversation(picture: Scene | Number, caption: str, rng: random.Random) -> list[dict[str, str]]:

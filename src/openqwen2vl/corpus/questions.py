@@ -34,7 +34,7 @@ class Question:
 def choice_questions(picture: Scene | Number, rng: random.Random) -> list[Question]:
     """Every multiple-choice question of four options that the picture answers, in random order."""
     if isinstance(picture, Things):
-        found = [question for thing in picture.things for question in _about(thing, picture, rng)]
+        found = [question for thing in picture.things for question in _about(thing, rng)]
     elif isinstance(picture, Crowd):
         found = _about_crowd(picture, rng)
     elif isinstance(picture, Sign):
@@ -66,12 +66,32 @@ def yes_no_question(picture: Scene | Number, rng: random.Random) -> Question:
     return Question(topic, text, (YES, NO), answer)
 
 
-def _about(thing: Thing, picture: Things, rng: random.Random) -> list[Question]:
+def _about(thing: Thing, rng: random.Random) -> list[Question]:
+    """Each property of a thing, asked for by one of the two others."""
     colour, shape, place = thing.colour, thing.shape, thing.place
+    by_colour, by_shape, by_place = f"{colour} one", shape, f"one at the {place}"
     return [
-        _choice("colour", f"What colour is the {shape}?", colour, scenes.COLOURS, rng),
-        _choice("shape", f"What shape is {colour}?", shape, scenes.SHAPES, rng),
-        _choice("place", f"Where is the {shape}?", place, scenes.PLACES, rng),
+        _choice(
+            "colour",
+            f"What colour is the {rng.choice((by_shape, by_place))}?",
+            colour,
+            scenes.COLOURS,
+            rng,
+        ),
+        _choice(
+            "shape",
+            f"What shape is the {rng.choice((by_colour, by_place))}?",
+            shape,
+            scenes.SHAPES,
+            rng,
+        ),
+        _choice(
+            "place",
+            f"Where is the {rng.choice((by_colour, by_shape))}?",
+            place,
+            scenes.PLACES,
+            rng,
+        ),
         _what_is_at(thing, rng),
     ]
 
@@ -107,9 +127,9 @@ def _ask_thing(picture: Things, true: bool, rng: random.Random) -> tuple[str, st
     thing = rng.choice(picture.things)
     if rng.random() < 0.5:
         colour = thing.colour if true else _other(thing.colour, scenes.COLOURS, rng)
-        return "colour", f"Is the {thing.shape} {colour}?"
+        return "colour", f"Is the one at the {thing.place} {colour}?"
     place = thing.place if true else _other(thing.place, scenes.PLACES, rng)
-    return "place", f"Is the {thing.shape} at the {place}?"
+    return "place", f"Is the {thing.colour} one at the {place}?"
 
 
 def _choice(

@@ -135,6 +135,10 @@ def accumulation(global_batch: int, micro_batch: int, ranks: int) -> int:
     Raises:
         ConfigError: the global batch is no multiple of ranks x micro-batch; names the nearest.
     """
+    if micro_batch < 1 or ranks < 1:
+        raise ConfigError(
+            f"data.micro_batch is {micro_batch} packs on {ranks} rank(s); both start at 1"
+        )
     per_turn = micro_batch * ranks
     if global_batch % per_turn:
         low = global_batch // per_turn * per_turn

@@ -120,7 +120,7 @@ class Stream:
         if empty or not self.sources:
             raise PackError(f"no packs of grid {self.grid} in source(s) {', '.join(empty) or '-'}")
         weights = [source.weight for source in self.sources]
-        if self.mode == "weights" and not all(weight > 0 for weight in weights):
+        if not all(weight > 0 for weight in weights):
             raise PackError(f"weights of a mixture must be above 0, found {weights}")
         self._shares = [weight / sum(weights) for weight in weights]
         sizes = [len(source.tokens) for source in self.sources]

@@ -13,12 +13,20 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from openqwen2vl.formats.errors import ConfigError
+
 _PR_SET_PDEATHSIG = 1
 
 
 def device_count(accelerator: str, devices: int | str) -> int:
-    """Give the processes per node: as asked, or every GPU, or one for a CPU."""
+    """Give the processes per node: as asked, or every GPU, or one for a CPU.
+
+    Raises:
+        ConfigError: neither a number nor ``auto``.
+    """
     if devices not in ("auto", -1, "-1"):
+        if not str(devices).isdigit():
+            raise ConfigError(f"trainer.devices is {devices!r}; expected a number or auto")
         return int(devices)
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.cuda.device_count() if on_gpu else 1

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from openqwen2vl.formats.errors import ConfigError
+
 # What FSDP and activation checkpointing put into parameter names.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -48,7 +50,14 @@ def adamw(
         betas: decay of the first and second moments.
         eps: added to the denominator.
         fused: one kernel for all parameters.
+
+    Raises:
+        ConfigError: a rate or a decay below 0.
     """
+    if lr < 0 or weight_decay < 0:
+        raise ConfigError(
+            f"optim.lr is {lr} and optim.weight_decay {weight_decay}; neither may be below 0"
+        )
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
