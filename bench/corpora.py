@@ -26,8 +26,9 @@ DEMO_VOCABULARY, PHOTO_VOCABULARY = 512, 2048
 # layout's own; alt texts have a long tail, and the longest of them hold hundreds of tokens.
 CAPTION_TOKENS, CAPTION_SIGMA, LONGEST_CAPTION = 25.4, 0.8, 400
 DEMO_TEXT, PHOTO_TEXT = 15.1, 28.4  # mean tokens beside an image's own
-# Documents drawn at random rarely fill packs to the brim; room for their spread.
-ROOM = 0.94
+DEMO_SHARES = {"scenes": 0.75, "noisy": 0.10, "handwriting": 0.15}  # conf/demo.yaml
+# A few documents too many: the pack that they begin is dropped, so that the others are full.
+PLENTY = 1.06
 DISTINCT_PHOTOS = 64
 
 
@@ -36,7 +37,8 @@ class Steps:
     """Packs of a few training steps; each step's documents are drawn at random and packed alone.
 
     First-fit-decreasing over a whole corpus puts captions of like length together, which would
-    spare padded rows most of their pads: no padded loader sees such batches.
+    spare padded rows most of their pads: no padded loader sees such batches. What is left of a
+    step's documents beyond its full packs is dropped, for all variants alike.
     """
 
     spec: PackSpec
@@ -44,7 +46,7 @@ class Steps:
 
 
 def demo_steps(folder: Path, count: int, packs: int, context: int, grid: int) -> Steps:
-    """Pack the embedded corpus's captions: half clean scenes, a quarter noisy, a quarter digits.
+    """Pack the captions of the embedded corpus in the demo's shares.
 
     Args:
         folder: an empty one; raw shards and packs go below it.
@@ -54,20 +56,22 @@ def demo_steps(folder: Path, count: int, packs: int, context: int, grid: int) ->
         grid: visual tokens along an image's side.
     """
     scans = load_scans()
-    quarter = int(ROOM * packs * context / (grid**2 + DEMO_TEXT) / 4)
-    sizes = {"scenes": 2 * quarter, "noisy": quarter, "handwriting": quarter}
+    documents = int(PLENTY * packs * context / (grid**2 + DEMO_TEXT))
+    sizes = {source: round(share * documents) for source, share in DEMO_SHARES.items()}
     for step in range(count):
         for number, (source, size) in enumerate(sizes.items()):
             path = folder / "raw" / f"{step * len(sizes) + number:05d}.tar"
             write_shard(ShardJob(path, source, step * size, (step + 1) * size, 0, scans))
-    return _steps(_packed(folder, DEMO_VOCABULARY, context, grid, 4 * quarter), len(sizes))
+    return _steps(
+        _packed(folder, DEMO_VOCABULARY, context, grid, sum(sizes.values())), len(sizes), packs
+    )
 
 
 def photo_steps(folder: Path, count: int, packs: int, context: int, grid: int) -> Steps:
     """Pack pairs as in pre-training, like ``photo_packs``; arguments as of ``demo_steps``."""
-    documents = int(ROOM * packs * context / (grid**2 + PHOTO_TEXT))
+    documents = int(PLENTY * packs * context / (grid**2 + PHOTO_TEXT))
     _write_photos(folder, count, documents, (512, 384))
-    return _steps(_packed(folder, PHOTO_VOCABULARY, context, grid, documents), 1)
+    return _steps(_packed(folder, PHOTO_VOCABULARY, context, grid, documents), 1, packs)
 
 
 def photo_packs(
@@ -104,13 +108,13 @@ def _packed(folder: Path, vocabulary: int, context: int, grid: int, window: int)
     return PackFolder(out)
 
 
-def _steps(folder: PackFolder, shards_per_step: int) -> Steps:
+def _steps(folder: PackFolder, shards_per_step: int, packs: int) -> Steps:
     steps: dict[int, list[Pack]] = {}
     for number in range(len(folder)):
         pack = folder.read(number)
         shard = int(Path(pack.documents[0]["shard"]).stem)
         steps.setdefault(shard // shards_per_step, []).append(pack)
-    return Steps(folder.manifest.spec, list(steps.values()))
+    return Steps(folder.manifest.spec, [found[:packs] for found in steps.values()])
 
 
 def _texts(raw: Path) -> Iterator[str]:

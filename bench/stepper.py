@@ -1,6 +1,5 @@
 """One variant's training steps in this process: model, optimizer, batches, clock, memory."""
 
-import resource
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -38,6 +37,7 @@ class Settings:
         model: a key of ``OVERRIDES``.
         grid: visual tokens along an image's side.
         threads: of torch, on the CPU.
+        frozen_tower: as in the paper's stages; the tiny preset trains its random one.
         data: the documents of a round's steps.
     """
 
@@ -45,6 +45,7 @@ class Settings:
     model: str
     grid: int
     threads: int
+    frozen_tower: bool
     data: Steps
 
 
@@ -128,8 +129,9 @@ class Stepper:
 def _config(settings: Settings) -> DictConfig:
     """Compose what ``openqwen2vl train`` would, so that the model measured is the one shipped."""
     plan = f"resolution.plan=[{{grid: {settings.grid}, until: 1.0}}]"
+    tower = ["trainable.vision=false"] if settings.frozen_tower else []
     with initialize_config_module("openqwen2vl.conf", version_base=None):
-        return compose("train", ["stage=pretrain", *OVERRIDES[settings.model], plan])
+        return compose("train", ["stage=pretrain", *OVERRIDES[settings.model], plan, *tower])
 
 
 def _work(packs: Sequence[Pack], spec: PackSpec) -> Work:
@@ -169,7 +171,8 @@ def _resident_mib(device: torch.device) -> float:
 def _peak_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / MIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss: that also remembers the process which this one was forked from.
+    return _status("VmHWM") / 1024
 
 
 def _status(key: str) -> int:

@@ -23,6 +23,10 @@ import figures
 from stepper import Settings, Stepper
 from variants import DESCRIPTIONS
 
+COLUMNS = (
+    "",
+    *["tokens/s", "ms/step", "MFU", "step MiB", "peak MiB", "positions", "ours is", "loss"],
+)
 GOAL = 1.5  # real tokens/s over padded rows, on the CPU with the demo's captions
 
 
@@ -47,8 +51,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", choices=("tiny", "2b"), default="tiny")
     parser.add_argument("--variant", action="append", choices=list(DESCRIPTIONS), help="repeatable")
     parser.add_argument("--grid", type=int, help="visual tokens along a side; the model's own")
-    parser.add_argument("--context", type=int, help="tokens of a pack; 1024, 4096 for 2b")
-    parser.add_argument("--packs", type=int, default=4, help="packs in a step")
+    parser.add_argument("--context", type=int, help="tokens of a pack; 512, 4096 for 2b")
+    parser.add_argument("--packs", type=int, help="packs in a step; 8, 4 for 2b")
+    parser.add_argument("--frozen-tower", action="store_true", help="as the paper's stages do")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on the CPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="different ones in a round")
@@ -57,9 +62,10 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     tiny = options.model == "tiny"
     options.grid = options.grid or (6 if tiny else 12)
-    options.context = options.context or (1024 if tiny else 4096)
+    options.packs = options.packs or (8 if tiny else 4)
+    options.context = options.context or (512 if tiny else 4096)
     if options.quick:
-        options.rounds, options.steps, options.packs, options.context = 2, 1, 2, 512
+        options.rounds, options.steps, options.packs = 2, 1, 2
     return options
 
 
@@ -70,6 +76,7 @@ def _settings(folder: Path, options: argparse.Namespace) -> Settings:
         model=options.model,
         grid=options.grid,
         threads=options.threads,
+        frozen_tower=options.frozen_tower,
         data=draw(folder, options.steps, options.packs, options.context, options.grid),
     )
 
@@ -77,13 +84,14 @@ def _settings(folder: Path, options: argparse.Namespace) -> Settings:
 def _measure(names: Sequence[str], settings: Settings, rounds: int) -> dict[str, dict[str, Any]]:
     """Run some variants in turns; gives each one's facts and its seconds a round, or its error."""
     spawn = multiprocessing.get_context("spawn")
-    workers = {}
+    workers, processes = {}, []
     for name in names:
         here, there = spawn.Pipe()
         process = spawn.Process(target=_serve, args=(there, name, settings), daemon=True)
         process.start()
         there.close()
         workers[name] = here
+        processes.append(process)
     results: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in names}
     for turn in range(rounds + 2):
         for name, pipe in workers.items():
@@ -91,6 +99,9 @@ def _measure(names: Sequence[str], settings: Settings, rounds: int) -> dict[str,
                 answer = _ask(pipe, ("facts", *["round"] * rounds, "memory")[turn])
                 results[name]["seconds"] += answer.pop("seconds", [])
                 results[name] |= answer
+    for pipe, process in zip(workers.values(), processes, strict=True):
+        pipe.close()
+        process.join()  # the next group needs this one's memory
     return results
 
 
@@ -115,7 +126,7 @@ def _serve(pipe: Connection, variant: str, settings: Settings) -> None:
     except EOFError:
         return
     except Exception as error:
-        pipe.send({"error": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+        pipe.send({"error": f"{type(error).__name__}: {error}".splitlines()[0]})
 
 
 def _report(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
@@ -150,26 +161,16 @@ def _report(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> 
 
 def _print(report: dict[str, Any]) -> None:
     data, settings = report["data"], report["settings"]
-    print(
-        f"{settings['model']} on {report['device']}; a step: {settings['packs']} packs of "
-        f"{settings['context']}, {data['documents']:.0f} documents, {data['tokens']:.0f} real tokens, "
-        f"{data['targets']:.0f} targets"
-    )
-    header = (
-        "",
-        "tokens/s",
-        "ms/step",
-        "MFU",
-        "step MiB",
-        "peak MiB",
-        "positions",
-        "ours is",
-        "loss",
-    )
-    rows = []
+    if report["device"] is not None:
+        print(
+            f"{settings['model']} on {report['device']}; a step: {settings['packs']} packs of "
+            f"{settings['context']}, {data['documents']:.0f} documents, {data['tokens']:.0f} real "
+            f"tokens, {data['targets']:.0f} targets"
+        )
+    rows, failed = [], []
     for name, row in report["variants"].items():
         if "error" in row:
-            rows.append((DESCRIPTIONS[name], row["error"], *[""] * 7))
+            failed.append(f"{DESCRIPTIONS[name]}: {row['error']}")
             continue
         ratio = report["ratios"].get(name)
         speeds = f"{row['tokens_per_s']['median']:,.0f}", f"{row['ms_per_step']:.1f}"
@@ -177,9 +178,11 @@ def _print(report: dict[str, Any]) -> None:
         shape = f"{row['positions']:.0f}", figures.show(ratio) if ratio else "-"
         share, loss = f"{row['mfu']:.1%}", f"{row['loss_first']:.6f}"
         rows.append((DESCRIPTIONS[name], *speeds, share, *memory, *shape, loss))
-    figures.table(header, rows)
+    figures.table(COLUMNS, rows)
     peak = report["peak"]
-    print(f"MFU: necessary FLOPs over {peak['flops_per_s'] / 1e9:,.0f} GFLOP/s of {peak['of']}")
+    print(f"MFU: necessary FLOPs over the {peak['flops_per_s'] / 1e9:,.0f} GFLOP/s of {peak['of']}")
+    for line in failed:
+        print(line)
 
 
 def _headline(report: dict[str, Any]) -> str:

@@ -130,10 +130,10 @@ def test_random_weights_depend_on_the_seed_alone():
 
 
 def test_building_leaves_the_random_state_alone():
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002 - the global state itself
     tiny_tower()
     assert torch.equal(states[0], torch.get_rng_state())
-    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
+    assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())  # noqa: NPY002
 
 
 def test_the_hash_does_not_change_when_a_frozen_tower_is_cast():

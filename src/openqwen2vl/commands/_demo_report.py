@@ -86,7 +86,10 @@ def _curves(page: Page, out: Path) -> None:
     for stage, title in (("pretrain", "Pre-training"), ("sft", "Fine-tuning")):
         page.section(title, "Mean cross-entropy of a target token, in nats.")
         points = losses(out / stage)
-        series = [Series("loss", points), Series(f"mean of {SMOOTHING}", _smooth(points))]
+        series = [
+            Series("each step", points, faint=True),
+            Series(f"mean of {SMOOTHING}", _smooth(points)),
+        ]
         page.svg(line_chart(series, "optimizer step", "loss", marks if stage == "pretrain" else ()))
 
 

@@ -140,13 +140,13 @@ def _sample(job: ShardJob, index: int) -> Sample:
         job.source == CONVERSATION_SOURCE and rng.random() < HANDWRITING_SHARE
     )
     picture = draw_picture(rng, job.scans, written, held_out=False)
-    text: str | None = _caption(picture.shows, rng)
+    caption = _caption(picture.shows, rng)
+    text: str | None = caption
     extra: dict[str, object] = {}
     if job.source == "noisy":
-        text, extra["noise"] = noisy_caption(text, lambda: _other_caption(rng), rng)
+        text, extra["noise"] = noisy_caption(caption, lambda: _other_caption(rng), rng)
     elif job.source == CONVERSATION_SOURCE:
-        extra["conversations"] = conversation(picture.shows, text, rng)
-        text = None
+        text, extra["conversations"] = None, conversation(picture.shows, caption, rng)
     uid = hashlib.blake2b(f"{job.seed}/{job.source}/{index}".encode(), digest_size=UID_BYTES)
     return Sample(uid.hexdigest(), picture.image, picture.width, picture.height, text, extra)
 

@@ -43,7 +43,8 @@ def conversation(picture: Scene | Number, caption: str, rng: random.Random) -> l
 
 def letter_prompt(question: str, options: Sequence[str]) -> str:
     """The question with its options, to be answered by a letter alone."""
-    lines = "\n".join(f"{l}. {option}" for l, option in zip(LETTERS, options, strict=False))
+    shown = (f"{mark}. {option}" for mark, option in zip(LETTERS, options, strict=False))
+    lines = "\n".join(shown)
     return f"{question}\n{lines}\nAnswer with the letter."
 
 

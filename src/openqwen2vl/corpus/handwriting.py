@@ -13,7 +13,7 @@ from openqwen2vl.corpus.render import LARGEST_SIDE, SMALLEST_SIDE
 from openqwen2vl.corpus.split import is_held_out
 from openqwen2vl.formats.errors import UserError
 
-MOST_DIGITS = 3
+MOST_DIGITS = 2
 # The scans stand in the order they were collected, so the last fifth also holds other writers.
 HELD_OUT_SCANS_SHARE = 0.2
 
@@ -70,9 +70,9 @@ def load_scans() -> Scans:
 
 
 def draw_number(rng: random.Random, scans: Scans, held_out: bool) -> Number:
-    """A random number of one to three digits from the asked side of the split.
+    """A random number of one or two digits from the asked side of the split.
 
-    Held-out numbers are made of held-out scans. Those of two or three digits are also values
+    Held-out numbers are made of held-out scans. Those of several digits are also values
     that never occur in training; there are too few one-digit values for that.
     """
     text = _random_value(rng, rng.randint(1, MOST_DIGITS), held_out)

@@ -99,10 +99,10 @@ def plural(shape: str, count: int) -> str:
 def draw_scene(rng: random.Random, held_out: bool) -> Scene:
     """A random scene whose description lies on the asked side of the split.
 
-    Two scenes of three are things, the others crowds and signs in equal parts.
+    Five scenes of eight are things, two are crowds and one is a sign.
     """
     while True:
-        kind = rng.choices((_draw_things, _draw_crowd, _draw_sign), weights=(4, 1, 1))[0]
+        kind = rng.choices((_draw_things, _draw_crowd, _draw_sign), weights=(5, 2, 1))[0]
         scene: Scene = kind(rng)
         if is_held_out(scene.description) is held_out:
             return scene

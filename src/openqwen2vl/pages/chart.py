@@ -1,21 +1,30 @@
-"""Line charts as inline SVG, in the page's colours."""
+"""Line charts as inline SVG, in the page's colours; all lengths are pixels at full size."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
-WIDTH, HEIGHT = 760, 300
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 26, 34
+HEIGHT = 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 44, 34
+LETTER = 7
+"""About the width of a letter at the style's 12 pixels."""
 COLOURS = 4
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line; points whose y is no finite number are left out."""
+    """A named line; points whose y is no finite number are left out.
+
+    Attributes:
+        name: what the legend calls it.
+        points: x and y, in the order in which they are joined.
+        faint: whether it lies behind, for raw figures under their mean.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,10 +35,32 @@ class Mark:
     text: str
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """A plot's width in pixels and the ticks whose first and last span its axes."""
+
+    width: int
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+
+    def across(self, x: float) -> float:
+        """Where a value of x lies, in pixels from the left."""
+        share = (x - self.x_ticks[0]) / (self.x_ticks[-1] - self.x_ticks[0])
+        return LEFT + share * (self.width - LEFT - RIGHT)
+
+    def down(self, y: float) -> float:
+        """Where a value of y lies, in pixels from the top."""
+        share = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
 def line_chart(
     series: Sequence[Series], x_label: str, y_label: str, marks: Sequence[Mark] = ()
 ) -> str:
-    """Draw lines over common axes.
+    """Draw lines over common axes, once for wide screens and once for phones.
+
+    A drawing that only shrinks would shrink its letters too; the page's style shows the one that
+    fits, so that they stay readable.
 
     Args:
         series: at least one point between them; colours repeat after four.
@@ -38,80 +69,102 @@ def line_chart(
         marks: events along x.
 
     Returns:
-        An ``<svg>`` element that scales to its container.
+        A ``<figure>`` with two ``<svg>`` elements.
 
     Raises:
         ValueError: no finite point to draw.
     """
-    lines = [(s.name, [p for p in s.points if math.isfinite(p[1])]) for s in series]
-    points = [point for _, line in lines for point in line]
+    drawn = [replace(s, points=[p for p in s.points if math.isfinite(p[1])]) for s in series]
+    points = [point for one in drawn for point in one.points]
     if not points:
         raise ValueError("a chart needs at least one finite point")
-    x_ticks = _ticks(min(p[0] for p in points), max(p[0] for p in points))
-    y_ticks = _ticks(min(p[1] for p in points), max(p[1] for p in points))
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return (
-            LEFT + across * (WIDTH - LEFT - RIGHT),
-            HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
-        )
-
-    parts = [_title(series, x_label, y_label)]
-    for y in y_ticks:
-        _, v = place(x_ticks[0], y)
-        parts.append(_rule(LEFT, v, WIDTH - RIGHT, v))
-        parts.append(f'<text x="{LEFT - 8}" y="{v + 4:.1f}" text-anchor="end">{y:g}</text>')
-    for x in x_ticks:
-        h, _ = place(x, y_ticks[0])
-        parts.append(f'<text x="{h:.1f}" y="{HEIGHT - 16}" text-anchor="middle">{x:g}</text>')
-    for mark in marks:
-        h, _ = place(mark.x, y_ticks[0])
-        parts.append(_rule(h, TOP, h, HEIGHT - BOTTOM, dashed=True))
-        parts.append(f'<text x="{h + 5:.1f}" y="{TOP + 12}">{escape(mark.text)}</text>')
-    for number, (_, line) in enumerate(lines):
-        path = " ".join("{:.1f},{:.1f}".format(*place(*point)) for point in line)
-        colour = f"var(--series-{number % COLOURS})"
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" '
-            'stroke-linejoin="round"/>'
-        )
-    parts += _legend([name for name, _ in lines], x_label, y_label)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+    x_range = [min(p[0] for p in points), max(p[0] for p in points)]
+    y_ticks = _ticks(min(p[1] for p in points), max(p[1] for p in points), 5)
+    drawings = [
+        f'<svg class="{name}" viewBox="0 0 {width} {HEIGHT}" role="img">'
+        f"<title>{escape(_title(drawn, x_label, y_label))}</title>"
+        f"{_axes(frame, x_label, y_label)}{_lines(drawn, frame)}{_marks(marks, frame)}"
+        f"{_legend(drawn, frame)}</svg>"
+        for name, width, count in (("wide", 760, 8), ("narrow", 360, 4))
+        for frame in (_Frame(width, _ticks(x_range[0], x_range[1], count), y_ticks),)
+    ]
+    return f'<figure class="chart">{"".join(drawings)}</figure>'
 
 
 def _title(series: Sequence[Series], x_label: str, y_label: str) -> str:
-    names = ", ".join(one.name for one in series)
-    return f"<title>{escape(f'{y_label} over {x_label}: {names}')}</title>"
+    return f"{y_label} over {x_label}: {', '.join(one.name for one in series)}"
 
 
-def _rule(x1: float, y1: float, x2: float, y2: float, dashed: bool = False) -> str:
-    dash = ' stroke-dasharray="4 4"' if dashed else ""
-    colour = "var(--soft)" if dashed else "var(--line)"
+def _axes(frame: _Frame, x_label: str, y_label: str) -> str:
+    right = frame.width - RIGHT
+    parts = [
+        f'<text x="{LEFT}" y="{TOP - 12}">{escape(y_label)}</text>',
+        f'<text x="{right}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>',
+    ]
+    for y in frame.y_ticks:
+        v = frame.down(y)
+        parts.append(_rule((LEFT, v), (right, v), "var(--line)"))
+        parts.append(f'<text x="{LEFT - 8}" y="{v + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in frame.x_ticks:
+        h = frame.across(x)
+        parts.append(f'<text x="{h:.1f}" y="{HEIGHT - 16}" text-anchor="middle">{x:g}</text>')
+    return "".join(parts)
+
+
+def _lines(series: Sequence[Series], frame: _Frame) -> str:
+    parts = []
+    for number, one in enumerate(series):
+        path = " ".join(f"{frame.across(x):.1f},{frame.down(y):.1f}" for x, y in one.points)
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{_colour(number)}" '
+            f'stroke-width="1.8" stroke-linejoin="round" opacity="{0.35 if one.faint else 1}"/>'
+        )
+    return "".join(parts)
+
+
+def _marks(marks: Sequence[Mark], frame: _Frame) -> str:
+    """A dashed line for each mark; its words stand on the side that has more room."""
+    parts = []
+    for mark in marks:
+        h = frame.across(mark.x)
+        parts.append(_rule((h, TOP), (h, HEIGHT - BOTTOM), "var(--soft)", dash="4 4"))
+        room_right = frame.width - RIGHT - h > h - LEFT
+        x, anchor = (h + 5, "start") if room_right else (h - 5, "end")
+        parts.append(
+            f'<text x="{x:.1f}" y="{TOP + 12}" text-anchor="{anchor}">{escape(mark.text)}</text>'
+        )
+    return "".join(parts)
+
+
+def _legend(series: Sequence[Series], frame: _Frame) -> str:
+    """Names in one line above the plot, placed from the right."""
+    parts = []
+    right = frame.width - RIGHT
+    for number, one in reversed(list(enumerate(series))):
+        right -= LETTER * len(one.name) + 34
+        parts.append(_rule((right, 10), (right + 18, 10), _colour(number), width=3))
+        parts.append(f'<text x="{right + 24}" y="14">{escape(one.name)}</text>')
+    return "".join(parts)
+
+
+def _colour(number: int) -> str:
+    return f"var(--series-{number % COLOURS})"
+
+
+def _rule(
+    start: tuple[float, float],
+    end: tuple[float, float],
+    colour: str,
+    dash: str = "none",
+    width: int = 1,
+) -> str:
     return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"{dash}/>'
+        f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" '
+        f'stroke="{colour}" stroke-dasharray="{dash}" stroke-width="{width}"/>'
     )
 
 
-def _legend(names: Sequence[str], x_label: str, y_label: str) -> list[str]:
-    parts = [
-        f'<text x="{LEFT}" y="14">{escape(y_label)}</text>',
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 2}" text-anchor="end">{escape(x_label)}</text>',
-    ]
-    right = WIDTH - RIGHT
-    for number, name in reversed(list(enumerate(names))):
-        # About seven units a letter at this size; the names are placed from the right.
-        right -= 7 * len(name) + 34
-        colour = f"var(--series-{number % COLOURS})"
-        parts.append(
-            f'<line x1="{right}" y1="10" x2="{right + 18}" y2="10" stroke="{colour}" '
-            f'stroke-width="3"/><text x="{right + 24}" y="14">{escape(name)}</text>'
-        )
-    return parts
-
-
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def _ticks(low: float, high: float, count: int) -> list[float]:
     """Give round numbers that enclose a range: steps of 1, 2 or 5 times a power of ten."""
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5

@@ -25,14 +25,18 @@ p { max-width: 44rem; } .soft { color: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 500; }
-.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 8rem; } th { color: var(--soft); font-weight: 500; }
+.tiles { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); }
 .tile { background: var(--panel); border-radius: .5rem; padding: .8rem; }
 .tile img { width: 100%; max-width: 9rem; image-rendering: auto; border-radius: .3rem;
   display: block; margin-bottom: .5rem; }
 .tile p { margin: .15rem 0; } .good { color: var(--good); } .bad { color: var(--bad); }
 .big { font-size: 1.7rem; font-weight: 600; line-height: 1.2; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--soft); font-size: 12px; }
+.chart { margin: .6rem 0; } .chart svg { width: 100%; height: auto; display: block; }
+.chart text { fill: var(--soft); font-size: 12px; } .chart .narrow { display: none; }
+@media (max-width: 36rem) { th, td { font-size: .85rem; padding-right: .5rem; }
+  th:first-child, td:first-child { min-width: 6rem; }
+  .tile img { max-width: 100%; } .chart .wide { display: none; } .chart .narrow { display: block; } }
 """
 
 

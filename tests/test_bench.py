@@ -1,0 +1,101 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.runs import environment
+
+BENCH = Path(__file__).parents[1] / "bench"
+SPREAD = {"median", "min", "max"}
+
+pytestmark = pytest.mark.slow
+
+
+def quick(script: str, out: Path) -> tuple[dict[str, Any], list[str]]:
+    """Run a bench as CI does; gives its figures and the lines it printed."""
+    words = [sys.executable, BENCH / script, "--quick", "--json", out]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.read_text()), done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def step(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    return quick("train_step.py", tmp_path_factory.mktemp("bench") / "step.json")
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    return quick("loader.py", tmp_path_factory.mktemp("bench") / "loader.json")
+
+
+def test_step_measures_every_variant(step: tuple[dict[str, Any], list[str]]) -> None:
+    figures, _ = step
+    assert set(figures["variants"]) == {"ours", "padded", "grouped", "full"}
+    for row in figures["variants"].values():
+        assert set(row["tokens_per_s"]) == SPREAD
+        assert 0 < row["mfu"] < 2
+        assert 0 < row["step_mib"] < row["peak_mib"]
+    for ratio in figures["ratios"].values():
+        assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"]
+    assert set(figures["memory_ratios"]) == set(figures["ratios"]) == {"padded", "grouped", "full"}
+
+
+def test_isolated_packs_have_the_loss_of_padded_rows(
+    step: tuple[dict[str, Any], list[str]],
+) -> None:
+    losses = {name: row["loss_first"] for name, row in step[0]["variants"].items()}
+    assert losses["padded"] == pytest.approx(losses["ours"], abs=1e-5)
+    assert losses["grouped"] == pytest.approx(losses["ours"], abs=1e-5)
+
+
+def test_packs_that_leak_have_another_loss(step: tuple[dict[str, Any], list[str]]) -> None:
+    losses = {name: row["loss_first"] for name, row in step[0]["variants"].items()}
+    assert abs(losses["full"] - losses["ours"]) > 1e-4
+
+
+def test_step_computes_fewer_positions_for_the_same_tokens_than_it_pads(
+    step: tuple[dict[str, Any], list[str]],
+) -> None:
+    figures, _ = step
+    positions = {name: row["positions"] for name, row in figures["variants"].items()}
+    assert figures["data"]["tokens"] <= positions["ours"] < positions["padded"]
+    assert positions["full"] == positions["ours"]
+    assert positions["grouped"] < positions["padded"]
+
+
+def test_loader_gives_the_batches_of_the_naive_one(
+    loader: tuple[dict[str, Any], list[str]],
+) -> None:
+    figures, _ = loader
+    assert figures["same_batches"] is True
+    assert figures["pixel_difference"] <= 2
+
+
+def test_loader_measures_overhead_and_decoding(loader: tuple[dict[str, Any], list[str]]) -> None:
+    figures, _ = loader
+    ways = {"overhead", "decoding 384 x 384", "decoding 512 x 384"}
+    assert set(figures["ratios"]) == set(figures["tokens_per_s"]) == ways
+    assert all(set(pair) == {"ours", "naive"} for pair in figures["tokens_per_s"].values())
+    assert set(figures["data_loader_tokens_per_s"]) == {"384 x 384", "512 x 384"}
+    assert figures["data"]["tokens_per_document"] == pytest.approx(172.4, abs=8)
+
+
+@pytest.mark.parametrize("name", ["step", "loader"])
+def test_the_last_line_is_the_headline_ratio(name: str, request: pytest.FixtureRequest) -> None:
+    figures, lines = request.getfixturevalue(name)
+    assert lines[-1] == figures["headline"]
+    assert "x (" in lines[-1]
+    assert set(figures["machine"]) == {"processor", "cores", "python", "versions", "commit"}
+
+
+def test_a_variant_that_fails_gets_a_word_instead_of_figures(tmp_path: Path) -> None:
+    words = [sys.executable, BENCH / "train_step.py", "--quick", "--variant", "ours"]
+    # Finer than the tower's patches: the model refuses, in the variant's own process.
+    words += ["--grid", "7", "--json", tmp_path / "step.json"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "grid 7" in json.loads((tmp_path / "step.json").read_text())["variants"]["ours"]["error"]
+    assert done.stdout.splitlines()[-1].startswith("no ratio")
