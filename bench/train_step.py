@@ -178,9 +178,11 @@ def _print(report: dict[str, Any]) -> None:
         shape = f"{row['positions']:.0f}", figures.show(ratio) if ratio else "-"
         share, loss = f"{row['mfu']:.1%}", f"{row['loss_first']:.6f}"
         rows.append((DESCRIPTIONS[name], *speeds, share, *memory, *shape, loss))
-    figures.table(COLUMNS, rows)
-    peak = report["peak"]
-    print(f"MFU: necessary FLOPs over the {peak['flops_per_s'] / 1e9:,.0f} GFLOP/s of {peak['of']}")
+    if rows:
+        figures.table(COLUMNS, rows)
+        peak = report["peak"]
+        speed = f"{peak['flops_per_s'] / 1e9:,.0f} GFLOP/s"
+        print(f"MFU: necessary FLOPs over the {speed} of {peak['of']}")
     for line in failed:
         print(line)
 

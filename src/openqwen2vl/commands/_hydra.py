@@ -125,7 +125,10 @@ def _explain(error: Exception) -> str:
         group, _, rest = misspelt[1].partition(".")
         known = _known_keys(group)
         wrong = rest.rpartition(".")[2] if group in known and rest else group
-        return lines[0].rstrip(".") + nearest(wrong, known)
+        hint = (
+            nearest(wrong, known) or f"; to add a key that no file sets, write +{misspelt[1]}=..."
+        )
+        return lines[0].rstrip(".") + hint
     return "\n".join(lines)
 
 
