@@ -55,6 +55,7 @@ def test_faults_of_a_config_come_in_one_message(call_train: Run) -> None:
         ("trainable.llm=maybe", "trainable.llm is 'maybe'; expected true or false"),
         ("seed=abc", "data.seed is 'abc'; expected a whole number"),
         ("clip=0", "clip is 0; expected the gradient's largest norm"),
+        ("trainer.devices=2", "2 processes, but strategy=single trains one"),
         ("trainer.devices=abc", "trainer.devices is 'abc'; expected a number or auto"),
         ("data.micro_batch=0", "data.micro_batch is 0 packs"),
         ("optim.lr=-1", "optim.lr is -1"),

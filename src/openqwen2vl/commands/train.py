@@ -50,11 +50,21 @@ def _clips(config: DictConfig) -> None:
         raise ConfigError(f"clip is {clip!r}; expected the gradient's largest norm, above 0")
 
 
+def _spreads(config: DictConfig) -> None:
+    processes = ranks(config)
+    if processes > 1 and config.strategy._target_.endswith(".single"):
+        raise ConfigError(
+            f"trainer.devices and num_nodes give {processes} processes, but strategy=single trains "
+            "one, so each would train alone; choose strategy=ddp or fsdp, or trainer.devices=1"
+        )
+
+
 def _rules() -> list[Any]:
     return [
         lambda config: Budget(**config.budget),
         lambda config: fix_phases([GridPhase(**p) for p in config.resolution.plan], 10**9),
         lambda config: check_batches(config, ranks(config)),
+        _spreads,
         _clips,
     ]
 

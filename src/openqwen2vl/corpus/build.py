@@ -18,7 +18,7 @@ from openqwen2vl.formats.files import atomic_file
 
 CAPTION_SOURCES = ("scenes", "noisy", "handwriting")
 CONVERSATION_SOURCE = "conversations"
-HANDWRITING_SHARE = 0.12
+HANDWRITING_SHARE = 0.08
 UID_BYTES = 16
 
 

@@ -10,7 +10,7 @@ COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "star")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 HEIGHTS = ("top", "middle", "bottom")
-COUNTS = ("one", "two", "three", "four", "five", "six")
+COUNTS = ("one", "two", "three", "four")
 WORDS = ("cat", "dog", "sun", "tree", "fish", "bird", "moon", "milk")
 BACKGROUNDS = ("white", "grey", "cream")
 
@@ -31,7 +31,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Things:
-    """One to four things in reading order; colours, shapes and places all differ: each names one."""
+    """One to three things in reading order; colours, shapes and places all differ: each names one."""
 
     things: tuple[Thing, ...]
     background: str
@@ -45,7 +45,7 @@ class Things:
 
 @dataclass(frozen=True)
 class Crowd:
-    """One to six equal shapes, each in its own cell (0..8, by rows) of a 3 x 3 board."""
+    """One to four equal shapes, each in its own cell (0..8, by rows) of a 3 x 3 board."""
 
     colour: str
     shape: str
@@ -99,10 +99,10 @@ def plural(shape: str, count: int) -> str:
 def draw_scene(rng: random.Random, held_out: bool) -> Scene:
     """A random scene whose description lies on the asked side of the split.
 
-    Five scenes of eight are things, two are crowds and one is a sign.
+    Six scenes of nine are things, two are crowds and one is a sign.
     """
     while True:
-        kind = rng.choices((_draw_things, _draw_crowd, _draw_sign), weights=(5, 2, 1))[0]
+        kind = rng.choices((_draw_things, _draw_crowd, _draw_sign), weights=(6, 2, 1))[0]
         scene: Scene = kind(rng)
         if is_held_out(scene.description) is held_out:
             return scene
@@ -126,7 +126,7 @@ def _join(phrases: Sequence[str]) -> str:
 
 
 def _draw_things(rng: random.Random) -> Things:
-    number = rng.choices(range(1, len(PLACES) + 1), weights=(4, 3, 2, 1))[0]
+    number = rng.choices((1, 2, 3), weights=(7, 2, 1))[0]
     colours, shapes = rng.sample(COLOURS, number), rng.sample(SHAPES, number)
     places = sorted(rng.sample(PLACES, number), key=PLACES.index)
     things = tuple(Thing(*parts) for parts in zip(colours, shapes, places, strict=True))
