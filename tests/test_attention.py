@@ -1,11 +1,14 @@
 """Attention over packs: exact per document, and loud where it would be silently wrong."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.model import attention
 from openqwen2vl.model.attention import choose_backend, packed_attention
 
 
@@ -65,3 +68,36 @@ def test_backends_are_chosen_by_the_device() -> None:
         choose_backend("varlen", cpu, torch.bfloat16)
     with pytest.raises(ConfigError, match="choose one of"):
         choose_backend("flash", cpu, torch.bfloat16)
+
+
+@pytest.mark.parametrize("groups_heads", [True, False])
+def test_the_cuda_kernel_is_fed_without_reading_the_boundaries(
+    monkeypatch: pytest.MonkeyPatch, groups_heads: bool
+) -> None:
+    """On the meta device a tensor has no values, so whatever waits for one fails here."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def kernel(*tensors: Any, **options: Any) -> Tensor:
+        calls.append((tensors, options))
+        return torch.empty_like(tensors[0])
+
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_KERNEL_GROUPS_HEADS", groups_heads)
+    monkeypatch.setattr(attention, "choose_backend", lambda *_: "varlen")
+    edges = torch.empty(7, dtype=torch.int32, device="meta")
+    # As under autocast: rotary embeddings have lifted queries and keys to float32.
+    query, key, value = (
+        torch.empty(2, heads, 12, 8, device="meta", dtype=dtype)
+        for heads, dtype in ((4, torch.float32), (2, torch.float32), (2, torch.bfloat16))
+    )
+    batch = {"cu_seq_lens_q": edges, "max_length_q": 12}
+    mixed, _ = packed_attention(nn.Identity(), query, key, value, None, 0.5, **batch)
+    assert (mixed.shape, mixed.dtype) == ((2, 12, 4, 8), torch.bfloat16)
+    ((queries_, keys, values, *rest), options) = calls[0]
+    assert rest[0] is rest[1] is edges
+    assert rest[2:] == [12, 12]
+    assert queries_.shape == (24, 4, 8)
+    assert keys.shape == values.shape == (24, 2 if groups_heads else 4, 8)
+    assert {t.dtype for t in (queries_, keys, values)} == {torch.bfloat16}
+    grouped = {"enable_gqa": True} if groups_heads else {}
+    assert options == {"scale": 0.5, "window_size": (-1, 0), **grouped}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.batches import IMAGE_ID, lay_out, random_document, random_images
 from support.models import tiny_mllm
+from transformers import GenerationConfig
 
 from openqwen2vl.model.generation import Sampling
 from openqwen2vl.model.mllm import MLLM
@@ -78,6 +79,14 @@ def test_generation_leaves_the_model_as_it_was(model: MLLM) -> None:
     ask(model, prompts(), random_images(3))
     assert model.training
     torch.testing.assert_close(model(**inputs), before, rtol=0, atol=0)
+
+
+def test_settings_that_a_released_model_brings_do_not_bend_an_answer(model: MLLM) -> None:
+    plain = ask(model, prompts(), random_images(3), eos_ids=[])
+    settings = GenerationConfig(repetition_penalty=5.0, do_sample=True, temperature=9.0)
+    model.llm.generation_config = settings
+    assert ask(model, prompts(), random_images(3), eos_ids=[]) == plain
+    assert model.llm.generation_config is settings
 
 
 def test_options_are_judged_by_the_sum_of_their_log_probabilities(model: MLLM) -> None:

@@ -1,7 +1,10 @@
 """The same weights in transformers' LLaVA give the same logits, and come back unchanged."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.batches import IMAGE_ID, lay_out, random_document, random_images
 from support.models import SIDE, tiny_mllm
 from transformers import (
@@ -18,8 +21,8 @@ from openqwen2vl.release.huggingface import from_huggingface, to_huggingface
 PATCHES = 6
 
 
-def llava_of(model: MLLM) -> LlavaForConditionalGeneration:
-    """Transformers' own class, filled from ours."""
+def llava_config(model: MLLM) -> LlavaConfig:
+    """The sizes of our model in the terms of transformers."""
     width = model.vision.width
     mlp = model.vision.model.blocks[0].mlp.fc1.out_features
     vision = SiglipVisionConfig(
@@ -32,7 +35,7 @@ def llava_of(model: MLLM) -> LlavaForConditionalGeneration:
         hidden_act="gelu",
         vision_use_head=False,
     )
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=vision,
         text_config=Qwen2Config(**model.llm.config.to_dict()),
         image_token_index=IMAGE_ID,
@@ -40,8 +43,13 @@ def llava_of(model: MLLM) -> LlavaForConditionalGeneration:
         projector_hidden_act="gelu",
         vision_feature_select_strategy="full",
         vision_feature_layer=-2,
+        tie_word_embeddings=True,
     )
-    llava = LlavaForConditionalGeneration(config).eval()
+
+
+def llava_of(model: MLLM) -> LlavaForConditionalGeneration:
+    """Transformers' own class, filled from ours."""
+    llava = LlavaForConditionalGeneration(llava_config(model)).eval()
     # The names are those of transformers 4, which version 5 renames when it loads a folder.
     renamed = {
         "model."
@@ -67,6 +75,23 @@ def test_logits_equal_llavas_at_the_patch_grid() -> None:
         theirs = llava_of(model)(input_ids=inputs["input_ids"], pixel_values=pixels).logits[0]
     assert ours.abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_with_these_names_loads_whole(tmp_path: Path) -> None:
+    model = tiny_mllm(grid=PATCHES)
+    named = {name: value.contiguous() for name, value in to_huggingface(model.weights()).items()}
+    # Tied to the input embedding, and a file holds each storage once.
+    del named["language_model.lm_head.weight"]
+    llava_config(model).save_pretrained(tmp_path)
+    save_file(named, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded, report = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    expected = llava_of(model).state_dict()
+    for name, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
 
 
 def test_there_and_back_is_the_identity() -> None:
