@@ -9,8 +9,9 @@ from openqwen2vl.corpus.scenes import Scene
 
 LETTERS = "ABCDEFGH"
 IMAGE_MARK = "<image>"
-MOST_CHOICES = 4
-DESCRIBE_SHARE = 0.15
+NUMBERS_OF_TURNS = (1, 1, 1, 2)
+YES_NO_SHARE = 0.2
+DESCRIBE_SHARE = 0.05
 PLAIN_SHARE, OPTIONS_SHARE = 0.8, 0.1
 
 
@@ -27,9 +28,11 @@ def conversation(picture: Scene | Number, caption: str, rng: random.Random) -> l
         human turn begins with the image mark.
     """
     exchanges = [_ask(question, rng) for question in choice_questions(picture, rng)]
-    exchanges = exchanges[: rng.randint(2, MOST_CHOICES)]
-    yes_no = yes_no_question(picture, rng)
-    exchanges.append((yes_no.text, yes_no.answer))
+    # Mostly one: what an earlier turn tells need not be seen any more, and is not learnt to be.
+    exchanges = exchanges[: rng.choice(NUMBERS_OF_TURNS)]
+    if rng.random() < YES_NO_SHARE:
+        yes_no = yes_no_question(picture, rng)
+        exchanges[-1] = (yes_no.text, yes_no.answer)
     if rng.random() < DESCRIBE_SHARE:
         exchanges[0] = ("Describe the picture.", caption)
     rng.shuffle(exchanges)
