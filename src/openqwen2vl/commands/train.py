@@ -52,6 +52,7 @@ def _clips(config: DictConfig) -> None:
 
 def _spreads(config: DictConfig) -> None:
     processes = ranks(config)
+    check_batches(config, processes)
     if processes > 1 and config.strategy._target_.endswith(".single"):
         raise ConfigError(
             f"trainer.devices and num_nodes give {processes} processes, but strategy=single trains "
@@ -63,7 +64,6 @@ def _rules() -> list[Any]:
     return [
         lambda config: Budget(**config.budget),
         lambda config: fix_phases([GridPhase(**p) for p in config.resolution.plan], 10**9),
-        lambda config: check_batches(config, ranks(config)),
         _spreads,
         _clips,
     ]
