@@ -52,12 +52,12 @@ def _clips(config: DictConfig) -> None:
 
 def _spreads(config: DictConfig) -> None:
     processes = ranks(config)
-    check_batches(config, processes)
     if processes > 1 and config.strategy._target_.endswith(".single"):
         raise ConfigError(
             f"trainer.devices and num_nodes give {processes} processes, but strategy=single trains "
             "one, so each would train alone; choose strategy=ddp or fsdp, or trainer.devices=1"
         )
+    check_batches(config, processes)
 
 
 def _rules() -> list[Any]:
