@@ -166,19 +166,16 @@ def _by_document(
             f"cu_seqlens run from {edges[0]} to {edges[-1]}, but the batch has {rows} rows of "
             f"{length} tokens; they must run from 0 to {rows * length}"
         )
-    mixed = []
+    lengths: list[list[int]] = [[] for _ in range(rows)]
     for start, stop in pairwise(edges):
-        if stop == start:
-            continue
-        row, first = divmod(start, length)
-        here = slice(first, first + stop - start)
-        one = scaled_dot_product_attention(
-            query[row : row + 1, :, here],
-            key[row : row + 1, :, here],
-            value[row : row + 1, :, here],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=True,
-        )
-        mixed.append(one[0].transpose(0, 1))
+        if stop > start:
+            lengths[start // length].append(stop - start)
+    mixed = []
+    # Split, not sliced: the backward pass of a slice fills a whole row of zeros for each document.
+    for own, *parts in zip(lengths, *(t.chunk(rows) for t in (query, key, value)), strict=True):
+        for q, k, v in zip(*(torch.split(part, own, 2) for part in parts), strict=True):
+            one = scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=scaling, enable_gqa=True
+            )
+            mixed.append(one[0].transpose(0, 1))
     return torch.cat(mixed).view(rows, length, heads, width)
