@@ -1,6 +1,8 @@
 import random
+import re
 
-from openqwen2vl.corpus.conversations import LETTERS, conversation, letter_prompt
+from openqwen2vl.corpus.conversations import LETTERS, conversation, letter_prompt, untold
+from openqwen2vl.corpus.questions import Question
 from openqwen2vl.corpus.scenes import caption, draw_scene
 from openqwen2vl.formats.conversations import parse_turns
 
@@ -28,6 +30,29 @@ def test_no_question_is_asked_twice_in_a_conversation():
     for turns in drawn():
         asked = [turn["value"].removeprefix("<image>\n") for turn in turns[::2]]
         assert len(set(asked)) == len(asked)
+
+
+def test_no_turn_tells_what_a_later_one_asks():
+    lengths = set()
+    for turns in drawn():
+        lengths.add(len(turns) // 2)
+        told: set[str] = set()
+        for asked, answered in zip(turns[::2], turns[1::2], strict=True):
+            plain = "letter" not in asked["value"]
+            answer = set(re.findall(r"[a-z]+|[0-9]", answered["value"])) - {"a", "an"}
+            if plain and not asked["value"].endswith("Describe the picture."):
+                assert told.isdisjoint(answer)
+            told |= answer if plain else set()
+            question = asked["value"].removeprefix("<image>\n").split("\n")[0]
+            told |= set(re.findall(r"[a-z]+|[0-9]", question.lower()))
+    assert lengths == {1, 2, 3}
+
+
+def test_a_number_tells_its_digit():
+    number = Question("number", "What number is written?", ("47", "12"), "47")
+    digit = Question("digit", "What is the last digit?", ("7", "2"), "7")
+    assert untold([number, digit]) == [number]
+    assert untold([digit, number]) == [digit]
 
 
 def test_every_way_to_ask_and_answer_occurs():

@@ -1,15 +1,17 @@
 """Conversations about a picture in LLaVA's form, for instruction tuning."""
 
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from openqwen2vl.corpus.handwriting import Number
-from openqwen2vl.corpus.questions import Question, choice_questions, yes_no_question
+from openqwen2vl.corpus.questions import NO, YES, Question, choice_questions, yes_no_question
 from openqwen2vl.corpus.scenes import Scene
 
 LETTERS = "ABCDEFGH"
 IMAGE_MARK = "<image>"
-NUMBERS_OF_TURNS = (1, 1, 1, 2)
+MOST_TURNS = 3
+ARTICLES = frozenset({"a", "an"})
 YES_NO_SHARE = 0.2
 DESCRIBE_SHARE = 0.05
 PLAIN_SHARE, OPTIONS_SHARE = 0.8, 0.1
@@ -27,21 +29,35 @@ def conversation(picture: Scene | Number, caption: str, rng: random.Random) -> l
         LLaVA's ``conversations``: turns ``{"from": "human" | "gpt", "value": text}``; the first
         human turn begins with the image mark.
     """
-    exchanges = [_ask(question, rng) for question in choice_questions(picture, rng)]
-    # Mostly one: what an earlier turn tells need not be seen any more, and is not learnt to be.
-    exchanges = exchanges[: rng.choice(NUMBERS_OF_TURNS)]
+    questions = choice_questions(picture, rng)
     if rng.random() < YES_NO_SHARE:
-        yes_no = yes_no_question(picture, rng)
-        exchanges[-1] = (yes_no.text, yes_no.answer)
+        questions.insert(rng.randrange(MOST_TURNS), yes_no_question(picture, rng))
     if rng.random() < DESCRIBE_SHARE:
-        exchanges[0] = ("Describe the picture.", caption)
-    rng.shuffle(exchanges)
+        exchanges = [("Describe the picture.", caption)]
+    else:
+        exchanges = [_ask(question, rng) for question in untold(questions)[:MOST_TURNS]]
     turns: list[dict[str, str]] = []
     for number, (asked, answered) in enumerate(exchanges):
         mark = "" if number else f"{IMAGE_MARK}\n"
         turns.append({"from": "human", "value": mark + asked})
         turns.append({"from": "gpt", "value": answered})
     return turns
+
+
+def untold(questions: Iterable[Question]) -> list[Question]:
+    """Leave out every question that the turns before it answer, in part or in full.
+
+    What an earlier turn tells need not be seen any more, and is then not learnt from the picture:
+    a question stays if no word and no digit of its answer has occurred in those kept before it.
+    """
+    told: set[str] = set()
+    kept = []
+    for question in questions:
+        answer = _words(question.answer)
+        if told.isdisjoint(answer):
+            kept.append(question)
+            told |= answer | _words(question.text)
+    return kept
 
 
 def letter_prompt(question: str, options: Sequence[str]) -> str:
@@ -51,9 +67,13 @@ def letter_prompt(question: str, options: Sequence[str]) -> str:
     return f"{question}\n{lines}\nAnswer with the letter."
 
 
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]+|[0-9]", text.lower())) - ARTICLES
+
+
 def _ask(question: Question, rng: random.Random) -> tuple[str, str]:
-    """Mostly plain, else with the options shown and answered in words or by letter."""
-    way = rng.random()
+    """Mostly plain, yes/no always; else with the options shown, answered in words or by letter."""
+    way = rng.random() if len(question.options) > len((YES, NO)) else 0.0
     if way < PLAIN_SHARE:
         return question.text, question.answer
     if way < PLAIN_SHARE + OPTIONS_SHARE:

@@ -166,16 +166,18 @@ def _by_document(
             f"cu_seqlens run from {edges[0]} to {edges[-1]}, but the batch has {rows} rows of "
             f"{length} tokens; they must run from 0 to {rows * length}"
         )
-    lengths: list[list[int]] = [[] for _ in range(rows)]
-    for start, stop in pairwise(edges):
-        if stop > start:
-            lengths[start // length].append(stop - start)
-    mixed = []
+    lengths = [stop - start for start, stop in pairwise(edges) if stop > start]
+    flat = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
     # Split, not sliced: the backward pass of a slice fills a whole row of zeros for each document.
-    for own, *parts in zip(lengths, *(t.chunk(rows) for t in (query, key, value)), strict=True):
-        for q, k, v in zip(*(torch.split(part, own, 2) for part in parts), strict=True):
-            one = scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=scaling, enable_gqa=True
-            )
-            mixed.append(one[0].transpose(0, 1))
+    parts = list(zip(*(tensor.split(lengths) for tensor in flat), strict=True))
+    alike: dict[int, list[int]] = {}
+    for number, own in enumerate(lengths):
+        alike.setdefault(own, []).append(number)
+    mixed: list[Tensor] = [query] * len(lengths)
+    for numbers in alike.values():
+        together = zip(*(parts[number] for number in numbers), strict=True)
+        q, k, v = (torch.stack(documents).transpose(1, 2) for documents in together)
+        done = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        for number, document in zip(numbers, done.transpose(1, 2), strict=True):
+            mixed[number] = document
     return torch.cat(mixed).view(rows, length, heads, width)
