@@ -183,6 +183,12 @@ def test_all_faults_come_in_one_message() -> None:
     ]
 
 
+def test_a_part_that_is_null_is_named() -> None:
+    schema = Schema(keys=frozenset({"optim", "data"}), parts=["optim", "data"])
+    with pytest.raises(ConfigError, match=r"1 fault in the config:\n  optim is null; leave it"):
+        check(OmegaConf.create({"optim": None, "data": {}}), schema)
+
+
 def test_rules_are_asked_only_when_every_value_is_there() -> None:
     # The second rule would divide what is not a number yet.
     assert faults(seed="???", budget={"steps": 30, "tokens": 20}) == ["seed: must be given"]

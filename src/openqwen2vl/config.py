@@ -29,11 +29,13 @@ class Schema:
     Attributes:
         keys: names at the top level.
         groups: plain groups (without `_target_`) and the dataclass whose fields they must have.
+        parts: groups that cannot be null, since something is built of each.
         rules: checks between parts; each raises a UserError that says both numbers.
     """
 
     keys: frozenset[str]
     groups: Mapping[str, type] = field(default_factory=dict)
+    parts: Sequence[str] = ()
     rules: Sequence[Rule] = ()
 
 
@@ -50,6 +52,7 @@ def check(config: DictConfig, schema: Schema) -> None:
     faults = list(_unresolved(config)) or [
         *_unknown(config, schema.keys, "", "the config"),
         *_missing(config),
+        *_empty(config, schema.parts),
         *_targets(config),
         *_groups(config, schema.groups),
     ]
@@ -97,6 +100,12 @@ def _unresolved(config: DictConfig) -> Iterable[str]:
 def _missing(config: DictConfig) -> list[str]:
     found = [path for path, parent, key in _entries(config) if OmegaConf.is_missing(parent, key)]
     return [f"{path}: must be given" for path in sorted(found)]
+
+
+def _empty(config: DictConfig, parts: Sequence[str]) -> list[str]:
+    given = [name for name in parts if name in config and not OmegaConf.is_missing(config, name)]
+    found = [name for name in given if config[name] is None]
+    return [f"{name} is null; leave it away or choose one of conf/{name}" for name in found]
 
 
 def _walk(config: DictConfig) -> Iterable[tuple[str, DictConfig]]:

@@ -46,7 +46,10 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["openqwen2vl", *_flags_first(overrides)]
 
-    mistakes: list[str] = []
+    mistakes = _null_groups(overrides)
+    if mistakes:
+        sys.stderr.write("\n".join(mistakes) + "\n")
+        return USER_ERROR
 
     def task(config: DictConfig) -> Any:
         _quiet()
@@ -82,6 +85,19 @@ def _mistake(error: Exception) -> UserError:
     if cause is None:
         raise error
     return cause
+
+
+def _null_groups(words: Sequence[str]) -> list[str]:
+    """Answer `group=null`, of which Hydra says neither the group nor what to do."""
+    found = []
+    for word in words:
+        name, _, value = word.partition("=")
+        folder = files("openqwen2vl.conf").joinpath(name)
+        if value == "null" and name.isidentifier() and folder.is_dir():
+            names = (entry.name for entry in folder.iterdir())
+            known = sorted(one.removesuffix(".yaml") for one in names if one.endswith(".yaml"))
+            found.append(f"{name} cannot be null; leave it away or choose of {', '.join(known)}")
+    return found
 
 
 def _flags_first(words: Sequence[str]) -> list[str]:

@@ -13,6 +13,8 @@ from openqwen2vl.packing.budget import Budget, GridPhase, fix_phases
 from openqwen2vl.packing.mixture import MixtureSpec
 from openqwen2vl.training.launch import launched, world_size
 
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
+
 
 @dataclass(frozen=True)
 class Trainable:
@@ -50,6 +52,11 @@ def _clips(config: DictConfig) -> None:
         raise ConfigError(f"clip is {clip!r}; expected the gradient's largest norm, above 0")
 
 
+def _rounds(config: DictConfig) -> None:
+    if config.precision not in PRECISIONS:
+        raise ConfigError(f"precision is {config.precision!r}; there are {', '.join(PRECISIONS)}")
+
+
 def _spreads(config: DictConfig) -> None:
     processes = ranks(config)
     if processes > 1 and config.strategy._target_.endswith(".single"):
@@ -66,6 +73,7 @@ def _rules() -> list[Any]:
         lambda config: fix_phases([GridPhase(**p) for p in config.resolution.plan], 10**9),
         _spreads,
         _clips,
+        _rounds,
     ]
 
 
@@ -108,6 +116,19 @@ SCHEMA = Schema(
         "attention": Attention,
         "mixture": MixtureSpec,
     },
+    parts=[
+        "vision",
+        "llm",
+        "projector",
+        "attention",
+        "data",
+        "optim",
+        "schedule",
+        "strategy",
+        "trainer",
+        "callbacks",
+        "logger",
+    ],
     rules=_rules(),
 )
 

@@ -26,27 +26,54 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 @contextmanager
+def tell_full_disk(path: Path) -> Iterator[None]:
+    """Turn whatever a full disk makes of writing into one sentence.
+
+    Args:
+        path: what the block writes.
+
+    Raises:
+        UserError: the disk, or its owner's share of it, is full.
+    """
+    try:
+        yield
+    except BaseException as error:  # PyTorch's of a sharded checkpoint is no Exception
+        if _is_full(error):
+            raise UserError(
+                f"no space left while writing {path}; free some or choose another folder"
+            ) from error
+        raise
+
+
+def _is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        full = (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, OSError):
+            if error.errno in full:
+                return True
+        # Libraries in other languages, and PyTorch of its ranks, pass on the sentence alone.
+        elif any(os.strerror(number) in str(error) for number in full):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a hidden sibling for writing and rename it to ``path`` when the block ends well.
 
     Raises:
         UserError: the disk is full; the half-written sibling is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        publish(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left while writing {path}; free some or choose another folder"
-            ) from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with tell_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            publish(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise

@@ -169,7 +169,7 @@ def _by_document(
     lengths = [stop - start for start, stop in pairwise(edges) if stop > start]
     flat = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
     # Split, not sliced: the backward pass of a slice fills a whole row of zeros for each document.
-    parts = list(zip(*(tensor.split(lengths) for tensor in flat), strict=True))
+    parts = list(zip(*(torch.split(tensor, lengths) for tensor in flat), strict=True))
     alike: dict[int, list[int]] = {}
     for number, own in enumerate(lengths):
         alike.setdefault(own, []).append(number)

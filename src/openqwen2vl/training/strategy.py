@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from openqwen2vl.formats.errors import ConfigError
-from openqwen2vl.formats.files import publish
+from openqwen2vl.formats.files import publish, tell_full_disk
 
 SHARDINGS = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -47,7 +47,8 @@ class ShardedStrategy(FSDPStrategy):
         if self.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, temporary, storage_options)
+        with tell_full_disk(path):
+            super().save_checkpoint(checkpoint, temporary, storage_options)
         self.barrier()
         if self.is_global_zero:
             publish(temporary, path)
@@ -59,9 +60,17 @@ def single(device: str = "auto") -> Strategy:
 
     Args:
         device: ``auto`` (the first GPU, else the CPU), ``cpu`` or ``cuda:0``.
+
+    Raises:
+        ConfigError: no such device here.
     """
     if device == "auto":
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if device not in here:
+        raise ConfigError(
+            f"strategy.device is {device!r}; there are auto, {', '.join(here)} on this machine"
+        )
     return SingleDeviceStrategy(device=torch.device(device))
 
 
