@@ -31,6 +31,11 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], li
     return quick("loader.py", tmp_path_factory.mktemp("bench") / "loader.json")
 
 
+@pytest.fixture(scope="module")
+def packing(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    return quick("packing.py", tmp_path_factory.mktemp("bench") / "packing.json")
+
+
 def test_step_measures_every_variant(step: tuple[dict[str, Any], list[str]]) -> None:
     figures, _ = step
     assert set(figures["variants"]) == {"ours", "padded", "grouped", "full"}
@@ -83,7 +88,38 @@ def test_loader_measures_overhead_and_decoding(loader: tuple[dict[str, Any], lis
     assert figures["data"]["tokens_per_document"] == pytest.approx(172.4, abs=8)
 
 
-@pytest.mark.parametrize("name", ["step", "loader"])
+def test_packing_gives_the_bins_of_the_definition_faster(
+    packing: tuple[dict[str, Any], list[str]],
+) -> None:
+    for size, kinds in packing[0]["speed"].items():
+        assert set(kinds) == {"captions", "conversations"}, size
+        assert all(found["same_bins"] for found in kinds.values())
+    assert packing[0]["speed"]["1000"]["captions"]["ratio"]["min"] > 1
+
+
+def test_packing_measures_every_packer_beside_the_bound(
+    packing: tuple[dict[str, Any], list[str]],
+) -> None:
+    packers = {"first_fit_decreasing", "seed_fill_close", "cutting_stock", "auto"}
+    assert len(packing[0]["fill"]) == 5
+    for found in packing[0]["fill"].values():
+        fills = {name: figures["fill"] for name, figures in found["packers"].items()}
+        assert set(fills) == packers
+        assert 0.9 < max(fills.values()) <= found["bound"] <= 1
+        assert fills["auto"] == max(fills["first_fit_decreasing"], fills["seed_fill_close"])
+        assert fills["auto"] == fills[found["auto_took"]]
+
+
+def test_packing_keeps_bytes_that_pixels_multiply(
+    packing: tuple[dict[str, Any], list[str]],
+) -> None:
+    whole = packing[0]["end_to_end"]
+    sizes = whole["kib_per_document"]
+    assert sizes["ours"] < 1.1 * whole["kib_per_image"] < sizes["pixels"]
+    assert sizes["pixels"] == pytest.approx(3 * 384 * 384 / 1024, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["step", "loader", "packing"])
 def test_the_last_line_is_the_headline_ratio(name: str, request: pytest.FixtureRequest) -> None:
     figures, lines = request.getfixturevalue(name)
     assert lines[-1] == figures["headline"]

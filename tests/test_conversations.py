@@ -66,3 +66,15 @@ def test_marks_that_are_not_as_many_as_images_are_rejected(num_images):
 )
 def test_a_conversation_that_cannot_be_used_says_why(turns, expected):
     assert reason({"conversations": turns}) == expected
+
+
+def test_many_turns_without_an_image_are_a_conversation():
+    turns = parse_turns({"conversations": [{"from": "human", "value": "Hi"}, ANSWER] * 3}, 0)
+    assert [turn.role for turn in turns] == ["user", "assistant"] * 3
+
+
+def test_images_of_later_turns_keep_their_turn():
+    conversation = [ASK, ANSWER, {"from": "human", "value": "And <image>?"}, ANSWER]
+    turns = parse_turns({"conversations": conversation}, 2)
+    assert [turn.num_images for turn in turns] == [1, 0, 1, 0]
+    assert turns[2].parts == ("And ", IMAGE, "?")

@@ -25,6 +25,19 @@ def encoded(picture, format="PNG", **options):
     return file.getvalue()
 
 
+def png(width, height, depth, color, rows):
+    """A PNG by hand, for depths that PIL does not write."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
 def by_pil(picture, side):
     """PIL's bicubic, rows first: recent versions take columns first in tall pictures."""
     picture = picture.convert("RGB")
@@ -139,3 +152,50 @@ def test_a_cut_off_picture_is_refused(format, share):
 def test_bytes_that_are_no_picture_are_refused(data):
     with pytest.raises(ImageError, match="cannot be decoded"):
         decode_image(data, 84)
+
+
+def test_a_dark_picture_of_sixteen_bits_stays_dark():
+    deep = np.full((16, 16), 200, np.uint16)  # 200 of 65,535 is black, 200 of 255 is not
+    assert (decode_image(encoded(Image.fromarray(deep)), 16) <= 1).all()
+
+
+def test_white_of_sixteen_bits_is_white():
+    deep = np.full((16, 16), 65_535, np.uint16)
+    assert (decode_image(encoded(Image.fromarray(deep)), 16) == 255).all()
+
+
+def test_sixteen_bits_a_channel_in_color_are_scaled():
+    rows = b"".join(b"\0" + struct.pack(">HHH", 65_535, 32_768, 200) * 4 for _ in range(4))
+    ours = decode_image(png(4, 4, 16, 2, rows), 4)
+    assert (np.abs(ours.astype(int) - [255, 128, 0]) <= 1).all()
+
+
+@pytest.mark.parametrize("format", ["WEBP", "PNG", "GIF"])
+def test_an_animation_gives_its_first_frame(format):
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue", "lime")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert (decode_image(data, 20) == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("format", ["WEBP", "PNG"])
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+def test_half_transparent_colors_are_mixed_with_white(format, alpha):
+    picture = Image.new("RGBA", (16, 16), (0, 100, 200, alpha))
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    ours = decode_image(encoded(picture, format, **options), 16)
+    expected = np.array([0, 100, 200]) * alpha / 255 + 255 * (1 - alpha / 255)
+    assert (np.abs(ours - expected) <= 1).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "RGB", "YCbCr", "I;16"])
+def test_every_mode_becomes_rgb_of_uint8(mode):
+    if mode == "I;16":
+        picture = Image.fromarray(np.full((24, 24), 1000, np.uint16))
+    else:
+        picture = pixels(24, 24).convert(mode)
+    format = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    ours = decode_image(encoded(picture, format), 14)
+    assert (ours.dtype, ours.shape) == (np.uint8, (14, 14, 3))
+    assert ours.flags.c_contiguous

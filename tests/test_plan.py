@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.errors import PackError
 from openqwen2vl.formats.rejects import Reject
+from openqwen2vl.packing.bins import Limits
 from openqwen2vl.packing.plan import (
     Selection,
     first_occurrences,
@@ -67,23 +68,66 @@ def test_parts_are_read_from_text():
             parse_part(text)
 
 
+DOCUMENTS = st.tuples(st.integers(1, 50), st.integers(0, 4), st.booleans())
+
+
+def columns(shards):
+    """Lengths, images and which are kept, per raw shard."""
+    kinds = (np.int32, np.int32, bool)
+    return [[np.array([d[k] for d in s], kind) for s in shards] for k, kind in enumerate(kinds)]
+
+
 @settings(deadline=None)
 @given(
-    st.lists(st.lists(st.tuples(st.integers(1, 50), st.booleans()), max_size=30), max_size=8),
+    st.lists(st.lists(DOCUMENTS, max_size=30), max_size=8),
     st.integers(1, 60),
     st.integers(1, 5),
+    st.none() | st.integers(4, 9),
+    st.sampled_from(["auto", "seed_fill_close", "first_fit_decreasing"]),
 )
-def test_plans_lose_and_double_nothing(shards, window, packs_per_shard):
-    lengths = [np.array([n for n, _ in shard], np.int32) for shard in shards]
-    kept = [np.array([k for _, k in shard], bool) for shard in shards]
-    plans = plan_packs(lengths, kept, 50, window, packs_per_shard)
-    packs = [pack for plan in plans for pack in plan.packs]
+def test_plans_lose_and_double_nothing(shards, window, packs_per_shard, most, packer):
+    lengths, images, kept = columns(shards)
+    plan = plan_packs(
+        lengths,
+        images,
+        kept,
+        Limits(50, most),
+        window=window,
+        packs_per_shard=packs_per_shard,
+        packer=packer,
+    )
+    packs = [pack for shard in plan.shards for pack in shard.packs]
     rows = sorted(row for pack in packs for row in pack)
     assert rows == [(s, r) for s, mask in enumerate(kept) for r in np.flatnonzero(mask).tolist()]
     assert all(sum(lengths[s][r] for s, r in pack) <= 50 for pack in packs)
-    assert all(1 <= len(plan.packs) <= packs_per_shard for plan in plans)
-    firsts = np.cumsum([0, *[len(plan.packs) for plan in plans]])[:-1]
-    assert [plan.first for plan in plans] == firsts.tolist()
+    if most is not None:
+        assert all(sum(images[s][r] for s, r in pack) <= most for pack in packs)
+    assert all(1 <= len(shard.packs) <= packs_per_shard for shard in plan.shards)
+    firsts = np.cumsum([0, *[len(shard.packs) for shard in plan.shards]])[:-1]
+    assert [shard.first for shard in plan.shards] == firsts.tolist()
+
+
+def test_each_window_counts_for_the_packer_that_laid_it_out():
+    lengths, images, kept = columns([[(9, 1, True)] * 3] * 4 + [[(9, 1, False)]])
+    plan = plan_packs(lengths, images, kept, Limits(20), window=5, packs_per_shard=9)
+    assert sum(plan.packers.values()) == 2
+    assert list(plan.packers) == sorted(plan.packers)
+    named = plan_packs(
+        lengths,
+        images,
+        kept,
+        Limits(20),
+        window=1,
+        packs_per_shard=9,
+        packer="first_fit_decreasing",
+    )
+    assert named.packers == {"first_fit_decreasing": 4}
+
+
+def test_a_document_that_no_pack_can_hold_is_refused():
+    lengths, images, kept = columns([[(9, 3, True)]])
+    with pytest.raises(PackError, match="a pack takes 0 to 2"):
+        plan_packs(lengths, images, kept, Limits(20, 2), window=5, packs_per_shard=9)
 
 
 @settings(deadline=None)

@@ -8,6 +8,7 @@ from openqwen2vl.formats.documents import IMAGE, Document
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.raw import raw_shards, read_raw_shard
 from openqwen2vl.formats.rejects import REASONS, Reject
+from openqwen2vl.formats.tar import END, header, padded
 
 JPEG = picture(random.Random(0))
 ANSWERED = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Red."}]
@@ -162,3 +163,55 @@ def test_shards_come_by_name(tmp_path):
     for name in ("b", "a", "c"):
         (tmp_path / f"{name}.tar").touch()
     assert [path.stem for path in raw_shards(tmp_path)] == ["a", "b", "c"]
+
+
+def write_members(path, members):
+    """Write a tar in which a name may come more than once."""
+    with path.open("wb") as tar:
+        for name, content in members:
+            tar.write(header(name, len(content)))
+            tar.write(content.ljust(padded(len(content)), b"\0"))
+        tar.write(END)
+
+
+def test_a_second_sample_of_a_key_is_rejected_under_a_uid_of_its_own(tmp_path):
+    sample = [("a.jpg", JPEG), ("a.txt", b"one")]
+    other = [("b.jpg", JPEG), ("b.txt", b"two")]
+    write_members(tmp_path / "d.tar", [*sample, *other, *sample, ("a.txt", b"three")])
+    first, between, second, third = read(tmp_path / "d.tar")
+    assert [d.turns[0].text for d in (first, between)] == ["one", "two"]
+    assert (second.reason, second.key, second.uid) == ("duplicate_key", "a", "d/a#2")
+    assert (third.reason, third.key, third.uid) == ("duplicate_key", "a", "d/a#3")
+    assert second.detail == "sample 2 of the key a in d.tar"
+
+
+def test_a_uid_that_the_second_sample_shares_stays_with_the_first(tmp_path):
+    sample = [("a.jpg", JPEG), ("a.txt", b"one"), ("a.json", b'{"uid": "mine"}')]
+    write_members(tmp_path / "d.tar", [*sample, *sample])
+    first, second = read(tmp_path / "d.tar")
+    assert first.uid == "mine"
+    assert second.uid == "d/a#2"
+
+
+def test_files_of_other_kinds_do_not_part_a_sample(tmp_path):
+    others = [("a.npy", b"x"), ("a.npy", b"x")]
+    write_members(tmp_path / "d.tar", [*others, ("a.jpg", JPEG), *others, ("a.txt", b"fine")])
+    (document,) = read(tmp_path / "d.tar")
+    assert document.turns[0].text == "fine"
+
+
+@pytest.mark.parametrize("ending", ["JPG", "Jpeg", "PNG", "WebP"])
+def test_endings_may_be_written_in_capitals(tmp_path, ending):
+    files = {f"a.{ending}": JPEG, "a.TXT": b"a cat", "a.Json": b'{"uid": "mine"}'}
+    (document,) = read_files(tmp_path, files)
+    assert (document.uid, document.turns[0].text) == ("mine", "a cat")
+    assert document.images[0].extension == ending.lower()
+
+
+def test_images_and_captions_that_lack_each_other_are_told_apart(tmp_path):
+    items = read_files(tmp_path, {"a.jpg": JPEG, "b.txt": b"words", "c.json": b"{}"})
+    assert [(i.key, i.reason, i.detail) for i in items] == [
+        ("a", "missing_text", "a has no .txt and no .json with a document"),
+        ("b", "missing_image", "b.txt is a caption without an image"),
+        ("c", "missing_text", "c has no .txt and no .json with a document"),
+    ]

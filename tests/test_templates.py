@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.shards import SENTENCES
+from tokenizers import AddedToken
 
 from openqwen2vl.formats.documents import IMAGE, Document, Turn
-from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.formats.templates import (
     TEMPLATES,
     encode_document,
@@ -12,9 +13,11 @@ from openqwen2vl.formats.templates import (
     prompt_ids,
     template,
 )
-from openqwen2vl.formats.tokens import special_tokens, train_tokenizer
+from openqwen2vl.formats.tokens import end_of_chunk, special_tokens, train_tokenizer
 
 TOKENIZER = train_tokenizer(SENTENCES, 400)
+WITH_CHUNKS = train_tokenizer(SENTENCES, 400)
+WITH_CHUNKS.add_tokens([AddedToken("<|endofchunk|>", normalized=False, special=True)])
 SPECIAL = special_tokens(TOKENIZER)
 QWEN, V1 = template("qwen2_5"), template("open_qwen2vl_v1")
 # Qwen2.5's chat template in words: each turn between its marks, a newline after each.
@@ -35,6 +38,10 @@ def caption(text):
 
 def spoken(ids):
     return TOKENIZER.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def interleaved(*parts):
+    return document(Turn("interleaved", parts))
 
 
 words = st.text(min_size=1).filter(str.strip)
@@ -136,6 +143,83 @@ def test_a_caption_prompt_stops_before_the_end():
 def test_documents_together_give_what_each_gives_alone(documents):
     together = encode_documents(documents, TOKENIZER, QWEN)
     assert together == [encode_document(d, TOKENIZER, QWEN) for d in documents]
+
+
+pages = st.lists(st.one_of(st.just(IMAGE), words), min_size=1, max_size=6)
+
+
+@settings(deadline=None)
+@given(pages)
+def test_the_released_format_of_a_page_is_that_of_the_official_packer(parts):
+    encoded = encode_document(interleaved(*parts), WITH_CHUNKS, V1)
+    official = "".join(
+        f"{part}<|endofchunk|>" if isinstance(part, str) else "<|image_pad|>\n" for part in parts
+    )
+    text = WITH_CHUNKS.decode(encoded.ids, clean_up_tokenization_spaces=False)
+    assert text == f"<s>{official}<|im_end|>"
+    assert encoded.num_images == encoded.ids.count(SPECIAL.image) == parts.count(IMAGE)
+
+
+def test_marks_written_in_a_page_stay_text():
+    page = interleaved(IMAGE, "<|endofchunk|><image>", IMAGE, "<|im_end|>")
+    encoded = encode_document(page, WITH_CHUNKS, V1)
+    ids = encoded.ids
+    assert ids.count(end_of_chunk(WITH_CHUNKS)) == ids.count(SPECIAL.image) == 2
+    assert ids.count(SPECIAL.im_end) == 1
+
+
+@settings(deadline=None)
+@given(pages)
+def test_a_page_parts_its_texts_and_images_by_newlines(parts):
+    encoded = encode_document(interleaved(*parts), TOKENIZER, QWEN)
+    lines = "\n".join(p if isinstance(p, str) else "<|image_pad|>" for p in parts)
+    end = "\n" if parts[-1] is IMAGE else ""
+    assert spoken(encoded.ids) == f"<s>{lines}{end}<|im_end|>"
+    assert encoded.num_images == encoded.ids.count(SPECIAL.image) == parts.count(IMAGE)
+
+
+@settings(deadline=None)
+@given(pages, st.sampled_from([QWEN, V1]))
+def test_all_of_a_page_is_asked_for_but_its_beginning_and_its_images(parts, chosen):
+    encoded = encode_document(interleaved(*parts), WITH_CHUNKS, chosen)
+    asked = {place for start, stop in encoded.targets for place in range(start, stop)}
+    rest = [encoded.ids[place] for place in range(len(encoded.ids)) if place not in asked]
+    assert rest == [SPECIAL.bos] + [SPECIAL.image] * parts.count(IMAGE)
+
+
+@settings(deadline=None)
+@given(words)
+def test_a_page_of_an_image_and_a_text_is_a_caption(text):
+    page = encode_document(interleaved(IMAGE, text), TOKENIZER, QWEN)
+    assert page == encode_document(caption(text), TOKENIZER, QWEN)
+
+
+@settings(deadline=None)
+@given(pages, st.sampled_from([QWEN, V1]))
+def test_a_page_as_a_prompt_is_open_at_its_end(parts, chosen):
+    encoded = encode_document(interleaved(*parts), WITH_CHUNKS, chosen)
+    prompt = prompt_ids([Turn("interleaved", tuple(parts))], WITH_CHUNKS, chosen)
+    closing = [SPECIAL.eos]
+    if chosen is V1 and isinstance(parts[-1], str):
+        closing = [end_of_chunk(WITH_CHUNKS), SPECIAL.eos]
+    assert prompt + closing == encoded.ids
+
+
+def test_a_tokenizer_without_the_mark_of_chunks_is_told_only_where_it_is_needed():
+    with pytest.raises(UserError, match=r"lacks <\|endofchunk\|>, which template=open_qwen2vl_v1"):
+        encode_document(interleaved("a"), TOKENIZER, V1)
+    assert encode_document(caption("a"), TOKENIZER, V1).num_images == 1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.one_of(words.map(caption), pages.map(lambda p: interleaved(*p))), max_size=5))
+def test_pages_and_captions_together_give_what_each_gives_alone(documents):
+    together = encode_documents(documents, WITH_CHUNKS, V1)
+    assert together == [encode_document(d, WITH_CHUNKS, V1) for d in documents]
+
+
+def test_a_hash_of_packs_made_before_templates_knew_pages_still_holds():
+    assert QWEN.hash == "053e22ceaa3cfe3f"
 
 
 def test_templates_have_hashes_of_their_content():

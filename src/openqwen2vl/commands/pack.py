@@ -15,13 +15,14 @@ from openqwen2vl.config import Schema
 from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.formats.tokens import load_tokenizer
+from openqwen2vl.packing.packers import PACKERS
 from openqwen2vl.packing.plan import Selection, parse_part
 from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
 
-_CHOICES = {"engine": ("local",), "packer": ("auto", "first_fit_decreasing")}
+_CHOICES = {"engine": ("local",), "packer": PACKERS}
 _KEYS = (
-    "input out tokenizer image_root source template context grid part validation packer window "
-    "packs_per_shard overwrite engine workers json"
+    "input out tokenizer image_root source template context grid part validation packer max_images "
+    "window packs_per_shard overwrite engine workers json"
 )
 
 
@@ -52,20 +53,27 @@ def run(config: DictConfig) -> dict[str, object]:
         image_root=Path(config.image_root).expanduser() if config.image_root else None,
         window=config.window,
         packs_per_shard=config.packs_per_shard,
+        packer=config.packer,
+        max_images=config.max_images,
         overwrite=config.overwrite,
     )
     with Progress(console=Console(stderr=True), transient=True) as bar:
         workers = config.workers or len(os.sched_getaffinity(0))
         manifest = pack_folder(request, tokenizer, _with_progress(bar, workers))
-    names = ("fill", "lower_bound", "rejects", "outside_part")
+    names = ("fill", "lower_bound", "image_lower_bound", "packers", "rejects", "outside_part")
     figures = asdict(manifest.counts) | {name: getattr(manifest, name) for name in names}
-    table = Table("", *(str(name) for name in figures if name != "rejects"), box=None)
-    table.add_row(source.name, *(_short(v) for v in figures.values() if not isinstance(v, dict)))
+    shown = {k: _short(v) for k, v in figures.items() if not (v is None or isinstance(v, dict))}
+    table = Table("", *shown, box=None)
+    table.add_row(source.name, *shown.values())
     console = Console()
     console.print(table)
-    reasons = [f"{number} {reason}" for reason, number in manifest.rejects.items()]
-    console.print(f"rejected: {', '.join(reasons) or 'none'}")
+    console.print(f"windows: {_counted(manifest.packers)}")
+    console.print(f"rejected: {_counted(manifest.rejects) or 'none'}")
     return {**figures, "seconds": time.perf_counter() - started}
+
+
+def _counted(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in numbers.items())
 
 
 def _short(value: object) -> str:

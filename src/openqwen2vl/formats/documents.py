@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Role = Literal["caption", "system", "user", "assistant"]
+Role = Literal["caption", "interleaved", "system", "user", "assistant"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Turn:
     ``<image>`` talks about them.
 
     Attributes:
-        role: ``caption`` for the single turn of an image-text pair.
+        role: ``caption`` for the single turn of an image-text pair, ``interleaved`` for that of a
+            page of texts and images; both are learnt whole.
         parts: texts and image marks in reading order.
     """
 
@@ -48,8 +49,9 @@ class ImageRef:
     """Where the bytes of an image lie, so that nothing is read before it is needed.
 
     Attributes:
-        path: the tar or image file.
-        offset: first byte within it.
+        path: the tar or image file; for an image in a table the address of its column, as
+            ``cells.cell_path`` writes it.
+        offset: first byte within the file; for an image in a table the number of its row.
         size: number of bytes.
         extension: lower case, without the dot.
     """
@@ -69,7 +71,7 @@ class Document:
         shard: the raw shard's file name without its ending.
         key: the sample's name within the shard.
         uid: the sample's own ``uid``, else ``shard/key``.
-        turns: one ``caption`` turn, or a conversation.
+        turns: one ``caption`` or ``interleaved`` turn, or a conversation.
         images: as many as the turns hold marks, in the same order.
     """
 

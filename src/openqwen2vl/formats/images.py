@@ -14,6 +14,7 @@ from openqwen2vl.formats.errors import ImageError
 MAX_PIXELS = 178_000_000
 """A picture of more is refused from its header: decoding it would exhaust the memory."""
 
+_MOST_16_BIT = 65_535
 _EXIF_ORIENTATION = 0x0112
 # What each EXIF orientation asks for, on an upright (height, width, channels) array.
 _TRANSPOSED = {5, 6, 7, 8}
@@ -24,8 +25,10 @@ _FLIPPED_COLUMNS = {2, 3, 6, 7}
 def decode_image(data: bytes, side: int) -> NDArray[np.uint8]:
     """Decode a picture and squash it to a square, bicubic with antialiasing.
 
-    The aspect is not kept [paper 3.1; official `resize-naive`]. Transparency is laid over white;
-    the EXIF orientation is applied. PIL's own bicubic, rows first, differs by at most 2 of 255 for
+    The aspect is not kept [paper 3.1; official `resize-naive`]. Of an animation the first frame
+    counts. Transparency is laid over white and the EXIF orientation is applied; the official
+    loaders call `convert("RGB")` alone, which shows what lies beneath transparent pixels and leaves
+    pictures lying on their side. 16 bits a channel are scaled to 8. PIL's own bicubic, rows first, differs by at most 2 of 255 for
     pictures of 16 pixels and more a side; columns first, as PIL now takes tall ones, clips
     differently.
 
@@ -64,8 +67,8 @@ def _check_size(width: int, height: int) -> None:
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
     """Give uint8 (height, width, 3), whatever the picture's mode."""
     if picture.mode.startswith("I"):  # 16 bits a pixel; PIL's own conversion cuts off at 255
-        deep = np.asarray(picture).astype(np.int64)
-        gray = (deep >> 8 if deep.max(initial=0) > 255 else deep).clip(0, 255).astype(np.uint8)
+        deep = np.asarray(picture).astype(np.int64).clip(0, _MOST_16_BIT)
+        gray = ((deep * 255 + _MOST_16_BIT // 2) // _MOST_16_BIT).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")

@@ -103,19 +103,29 @@ def _images(fields: dict[str, Any], root: Path) -> tuple[ImageRef, ...]:
     names = [] if given is None else [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise Unusable("bad_json", "image is neither a path nor a list of paths")
-    refs = []
-    for name in names:
-        path = root / name
-        try:
-            size = path.stat().st_size
-        except (OSError, ValueError) as error:
-            raise Unusable("missing_image", f"no image {name} under image_root") from error
-        if size == 0:
-            raise Unusable("missing_image", f"{name} holds no bytes")
-        ending = path.suffix.lower().removeprefix(".")
-        # It becomes part of a name in a tar; what decodes the image goes by its bytes.
-        refs.append(ImageRef(str(path), 0, size, ending if ending in IMAGE_EXTENSIONS else "img"))
-    return tuple(refs)
+    return tuple(image_file(name, root) for name in names)
+
+
+def image_file(name: str, root: Path) -> ImageRef:
+    """Give an image that is a file of its own.
+
+    Args:
+        name: its path from ``root``.
+        root: the folder of images.
+
+    Raises:
+        Unusable: ``missing_image``, when it is not there or is empty.
+    """
+    path = root / name
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise Unusable("missing_image", f"no image {name} under image_root") from error
+    if size == 0:
+        raise Unusable("missing_image", f"{name} holds no bytes")
+    ending = path.suffix.lower().removeprefix(".")
+    # It becomes part of a name in a tar; what decodes the image goes by its bytes.
+    return ImageRef(str(path), 0, size, ending if ending in IMAGE_EXTENSIONS else "img")
 
 
 def _lines(data: mmap.mmap) -> tuple[list[tuple[int, int]], str | None]:

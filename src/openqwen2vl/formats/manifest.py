@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -100,6 +100,9 @@ class Manifest:
         shards: the packed shards in order.
         max_documents: most documents in one pack.
         max_images: most images in one pack.
+        packers: how many windows each packer laid out, by name.
+        image_limit: images that a pack was allowed to hold; None means any number.
+        image_lower_bound: the fewest packs that could hold the images; None without a limit.
     """
 
     spec: PackSpec
@@ -115,6 +118,10 @@ class Manifest:
     shards: tuple[ShardEntry, ...]
     max_documents: int
     max_images: int
+    # Packs that are older than these say nothing of them.
+    packers: dict[str, int] = field(default_factory=dict)
+    image_limit: int | None = None
+    image_lower_bound: int | None = None
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:

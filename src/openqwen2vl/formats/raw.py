@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openqwen2vl.formats.conversations import is_conversation, parse_turns
-from openqwen2vl.formats.documents import IMAGE, Document, ImageRef, Turn
+from openqwen2vl.formats.captions import caption_turn
+from openqwen2vl.formats.documents import Document, ImageRef, Turn
 from openqwen2vl.formats.errors import ShardError
+from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules
+from openqwen2vl.formats.layouts import lay_out
 from openqwen2vl.formats.rejects import Reject, Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid
 from openqwen2vl.formats.tar import Member, TruncatedTarError, members
@@ -23,9 +25,10 @@ _IMAGE_NAME = re.compile(rf"(?:(\d+)\.)?({'|'.join(IMAGE_EXTENSIONS)})", re.IGNO
 
 @dataclass
 class _Group:
-    """The files of one key."""
+    """The files of one key; ``number`` counts the samples that claim the same key."""
 
     key: str
+    number: int = 1
     files: dict[str, Member] = field(default_factory=dict)
 
 
@@ -45,16 +48,24 @@ def raw_shards(folder: Path) -> list[Path]:
     return found
 
 
-def read_raw_shard(path: Path, source: str) -> Iterator[Document | Reject]:
+def read_raw_shard(
+    path: Path, source: str, rules: InterleavedRules = DEFAULT_RULES
+) -> Iterator[Document | Reject]:
     """Read the documents of a shard in the order of their first files.
 
     ``KEY.jpg`` and ``KEY.txt`` are a caption; ``KEY.json`` may give its ``uid``. A ``KEY.json``
-    with ``conversations`` or ``messages`` is a conversation with its images ``KEY.jpg`` or
-    ``KEY.0.jpg, KEY.1.jpg ...``.
+    with ``conversations`` or ``messages`` is a conversation, one with ``parts``, ``texts`` or
+    ``text_list`` an interleaved document, each with its images ``KEY.jpg`` or
+    ``KEY.0.jpg, KEY.1.jpg ...``; one with ``ground_truth`` is the text of a page ``KEY.jpg``.
+    Endings may be written in capitals.
+
+    A file whose whole name came before opens another sample of that key. Only the first sample
+    of a key can be a document: nothing tells which files of the two belong together.
 
     Args:
         path: a tar; it may break off, then the last item is a ``Reject`` for its rest.
         source: the name to give the documents.
+        rules: which interleaved documents are taken.
 
     Raises:
         ShardError: the file is missing.
@@ -70,8 +81,7 @@ def read_raw_shard(path: Path, source: str) -> Iterator[Document | Reject]:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             groups, broken = _groups(data)
             for group in groups:
-                if any(map(_matters, group.files)):
-                    yield _read_group(group, data, path, source)
+                yield _read_group(group, data, path, source, rules)
     if broken:
         yield _rest(path, source, broken)
 
@@ -91,9 +101,11 @@ def _groups(data: mmap.mmap) -> tuple[list[_Group], str | None]:
             if match is None or member.name.startswith("__"):
                 continue
             key, ending = match.group(1), match.group(2).lower()
+            if not _matters(ending):
+                continue
             group = latest.get(key)
             if group is None or ending in group.files:
-                group = latest[key] = _Group(key)
+                group = latest[key] = _Group(key, group.number + 1 if group else 1)
                 groups.append(group)
             group.files[ending] = member
     except TruncatedTarError as error:
@@ -109,17 +121,21 @@ def _matters(ending: str) -> bool:
     return ending in ("txt", "json") or _IMAGE_NAME.fullmatch(ending) is not None
 
 
-def _read_group(group: _Group, data: mmap.mmap, path: Path, source: str) -> Document | Reject:
+def _read_group(
+    group: _Group, data: mmap.mmap, path: Path, source: str, rules: InterleavedRules
+) -> Document | Reject:
     shard, key = path.stem, group.key
     uid = f"{shard}/{key}"
+    if group.number > 1:
+        # A uid of its own, so that the ledger does not seem to speak of the first sample.
+        detail = f"sample {group.number} of the key {key} in {path.name}"
+        return Reject(source, shard, key, f"{uid}#{group.number}", "duplicate_key", detail)
     try:
         fields = _json(group, data)
         uid = sample_uid(fields, uid)
         images = _images(group, path)
-        if is_conversation(fields):
-            turns = parse_turns(fields, len(images))
-        else:
-            turns = (_caption(group, data, len(images)),)
+        found = lay_out(fields, images, rules)
+        turns, images = found or ((_caption(group, data, len(images)),), images)
     except Unusable as verdict:
         return Reject(source, shard, key, uid, verdict.reason, verdict.detail)
     return Document(source, shard, key, uid, turns, images)
@@ -148,15 +164,9 @@ def _images(group: _Group, path: Path) -> tuple[ImageRef, ...]:
 def _caption(group: _Group, data: mmap.mmap, num_images: int) -> Turn:
     member = group.files.get("txt")
     if member is None:
-        raise Unusable("missing_text", f"{group.key} has no .txt and no conversation")
-    if num_images == 0:
-        raise Unusable("missing_image", f"{group.key} has a caption but no image")
-    if num_images > 1:
-        raise Unusable("image_count", f"{num_images} images for one caption")
+        raise Unusable("missing_text", f"{group.key} has no .txt and no .json with a document")
     try:
         text = data[member.offset : member.offset + member.size].decode()
     except UnicodeDecodeError as error:
         raise Unusable("bad_text", f"{member.name} is not UTF-8 ({error.reason})") from error
-    if not text.strip():
-        raise Unusable("empty_caption", f"{member.name} holds no text")
-    return Turn("caption", (IMAGE, text))
+    return caption_turn(text, num_images, member.name)

@@ -10,10 +10,14 @@ Reason = Literal[
     "bad_text",
     "bad_json",
     "bad_conversation",
+    "bad_interleaved",
     "image_count",
+    "too_many_images",
+    "trailing_images",
     "no_answer",
     "too_long",
     "duplicate_uid",
+    "duplicate_key",
     "truncated_shard",
 ]
 

@@ -9,12 +9,17 @@ from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.documents import IMAGE, Document, ImageMark, Part, Turn
 from openqwen2vl.formats.errors import ConfigError
-from openqwen2vl.formats.tokens import SpecialTokens, encode_texts, special_tokens
+from openqwen2vl.formats.tokens import (
+    SpecialTokens,
+    encode_texts,
+    end_of_chunk,
+    special_tokens,
+)
 
 
 @dataclass(frozen=True)
 class Template:
-    """The layout of conversations; captions are laid out alike in all of them.
+    """The layout of conversations and interleaved documents; captions are alike in all of them.
 
     Attributes:
         name: what configs and manifests call it.
@@ -23,6 +28,8 @@ class Template:
         assistant_mark: whether ``<|im_start|>`` stands before ``assistant``.
         image_first: whether the image of a one-image conversation is moved, with a newline,
             in front of everything else.
+        chunk_end: whether ``<|endofchunk|>`` stands after each text of an interleaved document;
+            else a newline parts a text from what follows.
     """
 
     name: str
@@ -30,12 +37,16 @@ class Template:
     bos: bool
     assistant_mark: bool
     image_first: bool
+    chunk_end: bool = False
 
     @property
     def hash(self) -> str:
         """16 hex digits over every field but the name."""
         fields = asdict(self)
         del fields["name"]
+        # The field came later: where it is not set, packs made before it are still the same.
+        if not self.chunk_end:
+            del fields["chunk_end"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -44,9 +55,9 @@ _DEFAULT_SYSTEM = "You are a helpful assistant."
 TEMPLATES = {
     # Qwen2.5's own ChatML, as its chat template writes it.
     "qwen2_5": Template("qwen2_5", _DEFAULT_SYSTEM, False, True, False),
-    # What the released Open-Qwen2VL weights saw (qwen2_prompter.py, and the `<image>\n` that the
-    # trainer of March 2025 moved to the front).
-    "open_qwen2vl_v1": Template("open_qwen2vl_v1", _DEFAULT_SYSTEM, True, False, True),
+    # What the released Open-Qwen2VL weights saw (qwen2_prompter.py, the `<image>\n` that the
+    # trainer of March 2025 moved to the front, and the packer's `preprocess_obelics_interleaved`).
+    "open_qwen2vl_v1": Template("open_qwen2vl_v1", _DEFAULT_SYSTEM, True, False, True, True),
 }
 
 
@@ -92,7 +103,11 @@ def encode_document(
 
     A caption is ``<s>``, image, newline and caption, ``<|im_end|>``; its text and end are targets
     [official packer, `preprocess_caption`]. In a conversation each assistant turn's text and
-    ``<|im_end|>`` are targets.
+    ``<|im_end|>`` are targets. An interleaved document is ``<s>``, its texts and images in order
+    with a newline after each image, ``<|im_end|>``; all but ``<s>`` and the images are targets.
+
+    Raises:
+        UserError: the template parts texts by ``<|endofchunk|>`` and the tokenizer lacks it.
     """
     return encode_documents([document], tokenizer, template)[0]
 
@@ -101,13 +116,13 @@ def encode_documents(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, template: Template
 ) -> list[Encoded]:
     """Encode many documents with one call of the tokenizer, each as ``encode_document`` would."""
-    special = special_tokens(tokenizer)
-    layouts = [_layout(document.turns, special, template) for document in documents]
+    marks = _marks([document.turns for document in documents], tokenizer, template)
+    layouts = [_layout(document.turns, marks, template) for document in documents]
     # Headers such as "user\n" come back in every document: encode each different text once.
     texts = {p.content for layout in layouts for p in layout if isinstance(p.content, str)}
     ordered = sorted(texts)
     codes = dict(zip(ordered, encode_texts(tokenizer, ordered), strict=True))
-    return [_assemble(layout, codes, special.image) for layout in layouts]
+    return [_assemble(layout, codes, marks.special.image) for layout in layouts]
 
 
 def prompt_ids(
@@ -116,29 +131,51 @@ def prompt_ids(
     """Give the ids after which an answer is generated, laid out as in training.
 
     Args:
-        turns: a conversation that ends with a user turn, or one ``caption`` turn, whose text may
-            be empty: a base model continues it.
+        turns: a conversation that ends with a user turn, or one ``caption`` or ``interleaved``
+            turn, which a base model continues; a caption's text may be empty.
         tokenizer: from ``load_tokenizer``.
         template: the one that the model was trained with.
 
     Returns:
         Ids with one image mark per image, up to and including ``assistant`` and its newline; for
-        a caption, up to the end of its text.
+        a caption or an interleaved document, up to the end of its text.
     """
-    special = special_tokens(tokenizer)
-    pieces = _layout(turns, special, template)
+    marks = _marks([turns], tokenizer, template)
+    pieces = _layout(turns, marks, template)
     if turns[0].role == "caption":
         pieces = pieces[:-1]
+    elif turns[0].role == "interleaved":
+        ended = template.chunk_end and isinstance(turns[0].parts[-1], str)
+        pieces = pieces[: -2 if ended else -1]
     elif not template.assistant_mark:
         pass  # the user turn has opened the assistant's already
     else:
-        pieces += [_Piece(special.im_start), _Piece("assistant\n")]
+        pieces += [_Piece(marks.special.im_start), _Piece("assistant\n")]
     texts = [p.content for p in pieces if isinstance(p.content, str)]
     codes = dict(zip(texts, encode_texts(tokenizer, texts), strict=True))
-    return _assemble(pieces, codes, special.image).ids
+    return _assemble(pieces, codes, marks.special.image).ids
 
 
-def _layout(turns: Sequence[Turn], special: SpecialTokens, template: Template) -> list[_Piece]:
+@dataclass(frozen=True)
+class _Marks:
+    """The ids that a layout is made with; ``chunk_end`` where the template wants it."""
+
+    special: SpecialTokens
+    chunk_end: int | None
+
+
+def _marks(
+    documents: Sequence[Sequence[Turn]], tokenizer: PreTrainedTokenizerFast, template: Template
+) -> _Marks:
+    # Only who lays out an interleaved document needs a tokenizer that has the mark.
+    needed = template.chunk_end and any(turns[0].role == "interleaved" for turns in documents)
+    return _Marks(special_tokens(tokenizer), end_of_chunk(tokenizer) if needed else None)
+
+
+def _layout(turns: Sequence[Turn], marks: _Marks, template: Template) -> list[_Piece]:
+    special = marks.special
+    if turns[0].role == "interleaved":
+        return _interleaved(turns[0], marks)
     if turns[0].role == "caption":
         (turn,) = turns
         return [
@@ -159,6 +196,26 @@ def _layout(turns: Sequence[Turn], special: SpecialTokens, template: Template) -
     for turn in turns:
         pieces += _turn(turn, special, template)
     return pieces
+
+
+def _interleaved(turn: Turn, marks: _Marks) -> list[_Piece]:
+    """Lay out a page; what stands between two images is one text, as a tokenizer would see it."""
+    pieces = [_Piece(marks.special.bos)]
+    text = ""
+    for number, part in enumerate(turn.parts, 1):
+        if isinstance(part, ImageMark):
+            pieces += [*_learnt(text), _Piece(marks.special.image)]
+            text = "\n"
+        elif marks.chunk_end is not None:
+            pieces += [*_learnt(text + part), _Piece(marks.chunk_end, target=True)]
+            text = ""
+        else:
+            text += part + ("\n" if number < len(turn.parts) else "")
+    return [*pieces, *_learnt(text), _Piece(marks.special.eos, target=True)]
+
+
+def _learnt(text: str) -> list[_Piece]:
+    return [_Piece(text, target=True)] if text else []
 
 
 def _turn(turn: Turn, special: SpecialTokens, template: Template) -> list[_Piece]:

@@ -21,8 +21,9 @@ IGNORE_INDEX = -100
 _BOS, _EOS, _PAD = "<s>", "<|im_end|>", "<|endoftext|>"
 _IMAGE, _IM_START = "<|image_pad|>", "<|im_start|>"
 _SPECIAL = (_PAD, _IM_START, _EOS, _IMAGE, _BOS)
-# The released weights were trained with this token in front of <s>; we never emit it, but it
-# must stand there for <s> to get the row (151666 in Qwen2.5) that those weights learnt.
+# The released weights were trained with this token in front of <s>: it must stand there for <s>
+# to get the row (151666 in Qwen2.5) that those weights learnt. Only their layout of interleaved
+# documents holds it.
 _END_OF_CHUNK = "<|endofchunk|>"
 _NUM_BYTES = 256
 
@@ -124,6 +125,21 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> SpecialTokens:
         im_start=vocab[_IM_START],
         im_end=end,
     )
+
+
+def end_of_chunk(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Look up ``<|endofchunk|>``, which the released weights saw after each text of a web page.
+
+    Raises:
+        UserError: the tokenizer lacks it, as those trained here do.
+    """
+    found = tokenizer.get_vocab().get(_END_OF_CHUNK)
+    if found is None:
+        raise UserError(
+            f"the tokenizer lacks {_END_OF_CHUNK}, which template=open_qwen2vl_v1 puts into "
+            "interleaved documents; take template=qwen2_5, or Qwen2.5's tokenizer"
+        )
+    return int(found)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -1,6 +1,7 @@
 """Plans: which documents go to which split, and which of them share a pack."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.errors import PackError
 from openqwen2vl.formats.rejects import Reject
-from openqwen2vl.packing.bins import first_fit_decreasing
+from openqwen2vl.packing.bins import Limits
+from openqwen2vl.packing.packers import AUTO, pack
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, Split] = ("train", "validation")
@@ -115,33 +117,63 @@ class ShardPlan:
     packs: tuple[tuple[Row, ...], ...]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a corpus is laid into packs.
+
+    Attributes:
+        shards: the packed shards in order.
+        packers: how many windows each packer laid out, by name.
+    """
+
+    shards: list[ShardPlan]
+    packers: dict[str, int]
+
+
 def plan_packs(
     lengths: Sequence[NDArray[np.int32]],
+    images: Sequence[NDArray[np.int32]],
     kept: Sequence[NDArray[np.bool_]],
-    capacity: int,
+    limits: Limits,
+    *,
     window: int,
     packs_per_shard: int,
-) -> list[ShardPlan]:
+    packer: str = AUTO,
+) -> Plan:
     """Lay the documents of a corpus into packs, a window of raw shards at a time.
+
+    The same input always gives the same plan.
 
     Args:
         lengths: per raw shard, the expanded length of each document.
+        images: per raw shard, the images of each document.
         kept: per raw shard, which documents are to be packed.
-        capacity: tokens in a pack.
+        limits: what a pack holds.
         window: documents in a window, at least; whole raw shards only.
         packs_per_shard: packs in a packed shard, at most.
+        packer: one of ``packers.PACKERS``; ``auto`` chooses anew for each window.
+
+    Raises:
+        PackError: a document that no pack can hold, or a packer that cannot do this.
+        UserError: what the packer needs is not installed.
     """
-    plans: list[ShardPlan] = []
+    shards: list[ShardPlan] = []
+    packers: Counter[str] = Counter()
     first = 0
     for rows in _windows(kept, window):
-        bins = first_fit_decreasing([int(lengths[s][r]) for s, r in rows], capacity)
+        used, bins = pack(packer, _gathered(lengths, rows), _gathered(images, rows), limits)
+        packers[used] += 1
         num_shards = -(-len(bins) // packs_per_shard)
         bounds = [len(bins) * i // num_shards for i in range(num_shards + 1)]
         for start, stop in pairwise(bounds):
             packs = tuple(tuple(rows[i] for i in members) for members in bins[start:stop])
-            plans.append(ShardPlan(first, packs))
+            shards.append(ShardPlan(first, packs))
             first += len(packs)
-    return plans
+    return Plan(shards, dict(sorted(packers.items())))
+
+
+def _gathered(values: Sequence[NDArray[np.int32]], rows: Sequence[Row]) -> list[int]:
+    return [int(values[shard][row]) for shard, row in rows]
 
 
 def _windows(kept: Sequence[NDArray[np.bool_]], window: int) -> list[list[Row]]:

@@ -52,6 +52,7 @@ class ScanJob:
         selection: which documents are wanted.
         tokenizer: a folder that every worker can read.
         folder: where the scan's files go.
+        max_images: images that a pack may hold; None means any number.
     """
 
     number: int
@@ -61,6 +62,7 @@ class ScanJob:
     selection: Selection
     tokenizer: Path
     folder: Path
+    max_images: int | None = None
 
     def __str__(self) -> str:
         return str(self.shard if isinstance(self.shard, Path) else self.shard.path)
@@ -73,12 +75,14 @@ class SplitScan:
     Attributes:
         path: the Arrow file that holds the documents.
         lengths: int32 (n,), expanded tokens of each document.
+        images: int32 (n,), images of each document.
         hashes: uint64 (n,), ``uid_hash`` of each document.
         rejects: what was left out, in the shard's order.
     """
 
     path: Path
     lengths: NDArray[np.int32]
+    images: NDArray[np.int32]
     hashes: NDArray[np.uint64]
     rejects: list[Reject] = field(default_factory=list)
 
@@ -145,6 +149,10 @@ def _encode(
         length = job.spec.length(code)
         if length > job.spec.context:
             collected[split].rejects.append(_too_long(document, length, job.spec.context))
+        elif job.max_images is not None and code.num_images > job.max_images:
+            collected[split].rejects.append(
+                _too_many_images(document, code.num_images, job.max_images)
+            )
         else:
             _append(collected[split].columns, document, code, length)
             collected[split].hashes.append(uid_hash(document))
@@ -165,6 +173,13 @@ def _tokenizer(folder: str, tokenizer_hash: str) -> PreTrainedTokenizerFast:
 def _too_long(document: Document, length: int, context: int) -> Reject:
     detail = f"{length} tokens, the context holds {context}"
     return Reject(document.source, document.shard, document.key, document.uid, "too_long", detail)
+
+
+def _too_many_images(document: Document, images: int, most: int) -> Reject:
+    detail = f"{images} images, a pack holds {most}"
+    return Reject(
+        document.source, document.shard, document.key, document.uid, "too_many_images", detail
+    )
 
 
 def _append(
@@ -199,8 +214,9 @@ def _save(job: ScanJob, split: Split, collected: _Collected) -> SplitScan:
             ) from error
         raise
     lengths = np.array(collected.columns["length"], np.int32)
+    images = np.array([len(paths) for paths in collected.columns["paths"]], np.int32)
     hashes = np.array(collected.hashes, np.uint64)
-    return SplitScan(path, lengths, hashes, collected.rejects)
+    return SplitScan(path, lengths, images, hashes, collected.rejects)
 
 
 class ScanReader:

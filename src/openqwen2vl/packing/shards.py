@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from openqwen2vl.formats.cells import CellReader, is_cell
 from openqwen2vl.formats.documents import ImageRef
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
@@ -75,12 +76,13 @@ class _TarWriter:
 
 
 class ImageBytes:
-    """Reads image bytes by offset, keeping the files of the last few tars open."""
+    """Reads image bytes by offset or table cell, keeping the last few files open."""
 
     _MOST_OPEN = 64
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
+        self._cells = CellReader()
 
     def read(self, image: ImageRef) -> bytes:
         """Give the bytes of an image.
@@ -88,6 +90,8 @@ class ImageBytes:
         Raises:
             ShardError: the file went away or shrank since it was scanned.
         """
+        if is_cell(image):
+            return self._cells.read(image)
         try:
             data = os.pread(self._descriptor(image.path), image.size, image.offset)
         except FileNotFoundError as error:
@@ -112,6 +116,7 @@ class ImageBytes:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+        self._cells.close()
 
 
 def write_shard(job: ShardJob) -> WrittenShard:

@@ -21,7 +21,9 @@ from openqwen2vl.formats.raw import raw_shards
 from openqwen2vl.formats.rejects import Reject
 from openqwen2vl.formats.templates import template
 from openqwen2vl.formats.tokens import special_tokens, tokenizer_hash
+from openqwen2vl.packing.bins import Limits
 from openqwen2vl.packing.index import INDEX_NAME, write_index
+from openqwen2vl.packing.packers import AUTO, check_packer
 from openqwen2vl.packing.plan import SPLITS, WHOLE, Selection, Split, first_occurrences, plan_packs
 from openqwen2vl.packing.scan import Scan, ScanJob, ScanReader, SplitScan, scan_shard
 from openqwen2vl.packing.shards import ShardJob, WrittenShard, scans_needed, write_shard
@@ -47,6 +49,8 @@ class PackRequest:
         image_root: folder of the images of a listing.
         window: documents planned together, at least.
         packs_per_shard: packs in a packed shard, at most.
+        packer: one of ``packers.PACKERS``.
+        max_images: images in a pack, at most; None means any number.
         overwrite: whether packs that ``out`` holds may go.
     """
 
@@ -58,6 +62,8 @@ class PackRequest:
     image_root: Path | None = None
     window: int = 50_000
     packs_per_shard: int = 512
+    packer: str = AUTO
+    max_images: int | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +72,7 @@ class PackRequest:
                 f"window is {self.window} and packs_per_shard {self.packs_per_shard}; "
                 "both start at 1"
             )
+        check_packer(self.packer, self.max_images)
         if self.out.resolve() == self.input.resolve():
             raise PackError(f"input and out are both {self.out}; give the packs another folder")
 
@@ -153,6 +160,7 @@ def _scan_jobs(
             selection=request.selection,
             tokenizer=work / "tokenizer",
             folder=work,
+            max_images=request.max_images,
         )
         for number, shard in enumerate(shards)
     ]
@@ -173,28 +181,30 @@ def _write_split(
     outside = sum(scan.outside_part for scan in scans) if split == "train" else 0
     if split == "train" and not any(mask.any() for mask in kept):
         raise PackError(_nothing_left(request, rejects, outside))
-    plans = plan_packs(
+    plan = plan_packs(
         [part.lengths for part in parts],
+        [part.images for part in parts],
         kept,
-        request.spec.context,
-        request.window,
-        request.packs_per_shard,
+        Limits(request.spec.context, request.max_images),
+        window=request.window,
+        packs_per_shard=request.packs_per_shard,
+        packer=request.packer,
     )
     jobs = [
         ShardJob(
             path=folder / f"packed-{number:06d}.tar",
             source=request.source,
-            plan=plan,
-            scans={shard: parts[shard].path for shard in sorted(scans_needed(plan.packs))},
+            plan=shard_plan,
+            scans={s: parts[s].path for s in sorted(scans_needed(shard_plan.packs))},
         )
-        for number, plan in enumerate(plans)
+        for number, shard_plan in enumerate(plan.shards)
     ]
     written = list(mapper(write_shard, jobs))
     rows = [row for shard in written for row in shard.rows]
     write_index(rows, folder)
     _write_ledger(rejects, folder)
     _write_uids([part.hashes[mask] for part, mask in zip(parts, kept, strict=True)], folder)
-    return _manifest(request, split, written, rejects, outside)
+    return _manifest(request, split, written, rejects, outside, plan.packers)
 
 
 def _duplicates(part: SplitScan, kept: NDArray[np.bool_], source: str) -> list[Reject]:
@@ -239,9 +249,11 @@ def _manifest(
     written: list[WrittenShard],
     rejects: list[Reject],
     outside: int,
+    packers: dict[str, int],
 ) -> Manifest:
     rows = [row for shard in written for row in shard.rows]
     tokens, context = sum(row.tokens for row in rows), request.spec.context
+    images, most = sum(row.images for row in rows), request.max_images
     return Manifest(
         spec=request.spec,
         source=request.source,
@@ -251,7 +263,7 @@ def _manifest(
         counts=Counts(
             packs=len(rows),
             documents=sum(row.documents for row in rows),
-            images=sum(row.images for row in rows),
+            images=images,
             tokens=tokens,
             targets=sum(row.targets for row in rows),
         ),
@@ -262,4 +274,7 @@ def _manifest(
         shards=tuple(shard.entry for shard in written),
         max_documents=max((row.documents for row in rows), default=0),
         max_images=max((row.images for row in rows), default=0),
+        packers=packers,
+        image_limit=most,
+        image_lower_bound=None if most is None else -(-images // most),
     )

@@ -1,0 +1,160 @@
+"""Parquet files of conversations with the images' bytes beside them, as data hubs serve them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openqwen2vl.formats.cells import Picture, cell_path, image_extension, pictures
+from openqwen2vl.formats.documents import Document, ImageRef
+from openqwen2vl.formats.errors import ShardError
+from openqwen2vl.formats.interleaved import DEFAULT_RULES
+from openqwen2vl.formats.layouts import lay_out
+from openqwen2vl.formats.listing import image_file
+from openqwen2vl.formats.rejects import Reject, Unusable
+from openqwen2vl.formats.sample_json import parse_sample, sample_uid
+
+_SPOKEN = ("conversations", "messages", "ground_truth")
+_IMAGES = ("images", "image")
+_ROWS = 64  # converted together; their pictures are in memory at a time
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """One parquet file, and the folder that image paths in it start from, if it has any."""
+
+    path: Path
+    image_root: Path | None = None
+
+
+def parquet_shards(path: Path, image_root: Path | None = None) -> list[ParquetShard]:
+    """List the parquet files of a folder by name, or give the one file.
+
+    Raises:
+        ShardError: there is no such file or folder, no ``.parquet`` in it, or ``image_root`` is
+            given and is no folder.
+    """
+    if image_root is not None and not image_root.is_dir():
+        raise ShardError(f"image_root is {image_root}, which is no folder; check the path")
+    if path.is_dir():
+        found = sorted(path.glob("*.parquet"))
+        if not found:
+            raise ShardError(f"{path} holds no .parquet; check the path")
+    elif path.is_file():
+        found = [path]
+    else:
+        raise ShardError(f"no file or folder {path}; check the path of the parquet files")
+    return [ParquetShard(file, image_root) for file in found]
+
+
+def read_parquet_shard(shard: ParquetShard, source: str) -> Iterator[Document | Reject]:
+    """Read the rows of a file, a few at a time.
+
+    The turns are in a column ``conversations`` or ``messages``, as lists or as JSON; the text of
+    a page in ``ground_truth``. Images are in ``images`` or ``image``: bytes, a struct of
+    ``bytes`` and ``path``, a path under the image root, or a list of them. A row's key is its
+    number, which ``ImageRef.offset`` of its images repeats.
+
+    Args:
+        shard: the file; one that cannot be read, or a row group of it, is a ``Reject``.
+        source: the name to give the documents.
+
+    Raises:
+        ShardError: the file is missing, or has none of these columns.
+    """
+    try:
+        file = pq.ParquetFile(shard.path)
+    except FileNotFoundError as error:
+        raise ShardError(f"parquet file {shard.path} is missing") from error
+    except (pa.ArrowException, OSError) as error:
+        yield _rest(shard, source, f"cannot be opened: {_first_line(error)}")
+        return
+    with file:
+        columns = _columns(shard, file.schema_arrow.names)
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            end = first + file.metadata.row_group(group).num_rows
+            row = first
+            try:
+                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
+                    for number in range(batch.num_rows):
+                        yield _read_row(batch, number, row, shard, source)
+                        row += 1
+            except (pa.ArrowException, OSError) as error:
+                detail = f"cannot be read from row {row} to {end - 1}: {_first_line(error)}"
+                yield _rest(shard, source, detail)
+            first = end
+
+
+def _columns(shard: ParquetShard, names: list[str]) -> list[str]:
+    """Choose the columns to read."""
+    spoken = [name for name in _SPOKEN if name in names]
+    if not spoken:
+        raise ShardError(
+            f"{shard.path} has the columns {', '.join(names)}; expected one of {', '.join(_SPOKEN)}"
+        )
+    images = [name for name in _IMAGES if name in names][:1]
+    return [*(["uid"] if "uid" in names else []), *spoken[:1], *images]
+
+
+def _rest(shard: ParquetShard, source: str, detail: str) -> Reject:
+    name = shard.path.stem
+    return Reject(source, name, "", name, "truncated_shard", f"{shard.path.name} {detail}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _read_row(
+    batch: pa.RecordBatch, number: int, row: int, shard: ParquetShard, source: str
+) -> Document | Reject:
+    name, key = shard.path.stem, f"{row:09d}"
+    uid = f"{name}/{key}"
+    try:
+        fields = _fields(batch, number, key)
+        uid = sample_uid(fields, uid)
+        images = tuple(
+            _ref(picture, column, item, row, shard)
+            for column in _IMAGES
+            if column in batch.schema.names
+            for item, picture in enumerate(pictures(batch[column][number].as_py()))
+        )
+        laid = lay_out(fields, images, DEFAULT_RULES)
+        if laid is None:
+            raise Unusable("missing_text", "the row has no conversation")
+    except Unusable as verdict:
+        return Reject(source, name, key, uid, verdict.reason, verdict.detail)
+    return Document(source, name, key, uid, *laid)
+
+
+def _fields(batch: pa.RecordBatch, number: int, key: str) -> dict[str, Any]:
+    """Give what a row says, without its images; empty cells count as columns that are not there."""
+    fields: dict[str, Any] = {}
+    for column in batch.schema.names:
+        if column in _IMAGES:
+            continue
+        try:
+            value = batch[column][number].as_py()
+        except UnicodeDecodeError as error:
+            raise Unusable("bad_text", f"{column} of row {key} is not UTF-8") from error
+        if isinstance(value, str) and column in ("conversations", "messages"):
+            raw = f'{{"{column}": {value}}}'.encode()
+            value = parse_sample(raw, f"{column} of row {key}").get(column)
+        if value is not None:
+            fields[column] = value
+    return fields
+
+
+def _ref(picture: Picture, column: str, item: int, row: int, shard: ParquetShard) -> ImageRef:
+    if picture.data is not None:
+        address = cell_path(shard.path, column, item)
+        return ImageRef(address, row, len(picture.data), image_extension(picture.data))
+    if shard.image_root is None:
+        raise Unusable(
+            "missing_image", f"the row has only the path {picture.path}; image_root is not given"
+        )
+    return image_file(str(picture.path), shard.image_root)
