@@ -11,6 +11,7 @@ from openqwen2vl.formats.errors import CheckpointError, ConfigError
 from openqwen2vl.packing.budget import Budget, GridPhase, extend_phases, fix_phases, total_steps
 from openqwen2vl.packing.mixture import Mixture, MixtureSpec, SourceSpec, consumed, open_mixture
 from openqwen2vl.packing.order import Order, Phase
+from openqwen2vl.packing.preflight import require_sound
 
 from .prompts import prompts
 from .rows import PackedRows
@@ -46,11 +47,13 @@ class PackedDataModule(pl.LightningDataModule):
         prefetch_factor: micro-batches that each worker reads ahead.
         isolate: documents of a pack do not see each other (False: the paper's own behaviour).
         pin_memory: page-locked batches, for copies to a GPU that overlap with its work.
+        preflight: look at a sample of the packs first, and refuse those that would teach the
+            wrong thing.
 
     Raises:
         ConfigError: both or neither of ``global_batch`` and ``documents_per_step``, or loader
             settings that no loader could have.
-        PackError: folders that do not fit the mixture or the plan.
+        PackError: folders that do not fit the mixture or the plan, or fail the preflight.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class PackedDataModule(pl.LightningDataModule):
         prefetch_factor: int = 2,
         isolate: bool = True,
         pin_memory: bool = False,
+        preflight: bool = True,
     ) -> None:
         super().__init__()
         if num_workers < 0 or prefetch_factor < 1 or micro_batch < 1:
@@ -80,6 +84,8 @@ class PackedDataModule(pl.LightningDataModule):
         grids = [phase.grid for phase in self.plan]
         self.mixture = open_mixture(spec, grids)
         self.held_out = self.mixture.validation()
+        if preflight:
+            require_sound(folder for column in self.mixture.folders.values() for folder in column)
         self.image_side, self.seed = image_side, seed
         self.micro_batch, self.num_workers = micro_batch, num_workers
         self.prefetch_factor, self.isolate, self.pin_memory = prefetch_factor, isolate, pin_memory

@@ -26,7 +26,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     tiny_tokenizer(tmp_path / "tokenizer")
     found = commands()
     assert [words[:2] for words in found] == [
-        ["openqwen2vl", verb] for verb in ("pack", "pack", "train", "train")
+        ["openqwen2vl", verb] for verb in ("pack", "pack", "verify", "inspect", "train", "train")
     ]
     for words in found:
         # Only smaller than what is printed; every word of the README is kept.
@@ -41,6 +41,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
+    assert "<img" in (tmp_path / "packs.html").read_text()
     for name in ("config.json", "metrics.csv", "checkpoints", "consumed.json", "run.json"):
         assert (tmp_path / "runs" / "pretrain" / name).exists()
     assert len((tmp_path / "runs/pretrain/metrics.csv").read_text().splitlines()) == 7

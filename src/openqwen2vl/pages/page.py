@@ -55,10 +55,11 @@ class Page:
     Args:
         title: heading and window title.
         subtitle: one line below it.
+        style: CSS beside that of all pages.
     """
 
-    def __init__(self, title: str, subtitle: str = "") -> None:
-        self._title = title
+    def __init__(self, title: str, subtitle: str = "", style: str = "") -> None:
+        self._title, self._style = title, style
         self._parts = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(subtitle)}</p>']
 
     def section(self, title: str, text: str = "") -> None:
@@ -83,7 +84,7 @@ class Page:
         self._parts.append(f'<div class="tiles">{"".join(_tile(tile) for tile in tiles)}</div>')
 
     def svg(self, drawing: str) -> None:
-        """Add a drawing that `chart` made."""
+        """Add a drawing that `chart` or `bars` made, or other HTML that is escaped already."""
         self._parts.append(drawing)
 
     def html(self) -> str:
@@ -91,7 +92,7 @@ class Page:
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{escape(self._title)}</title><style>{STYLE}</style></head>"
+            f"<title>{escape(self._title)}</title><style>{STYLE}{self._style}</style></head>"
             f"<body><main>{''.join(self._parts)}</main></body></html>\n"
         )
 

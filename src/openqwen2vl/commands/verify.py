@@ -1,0 +1,97 @@
+"""Prove that every document of a corpus is in exactly one pack or in the ledger of rejects."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from openqwen2vl.config import Schema
+from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
+from openqwen2vl.formats.errors import PackError
+from openqwen2vl.packing.audit import LISTED
+from openqwen2vl.packing.verify import Verification, VerifyRequest, verify
+
+SCHEMA = Schema(keys=frozenset(["input", "packs", "image_root", "deep", "workers", "json"]))
+
+
+def run(config: DictConfig) -> dict[str, object]:
+    """Verify folders of packs and print what they hold.
+
+    Returns:
+        Documents by what became of them, and the speed.
+
+    Raises:
+        PackError: with the number of faults and the first of them; the figures are printed first.
+    """
+    started = time.perf_counter()
+    given = config.packs if isinstance(config.packs, ListConfig) else [config.packs]
+    request = VerifyRequest(
+        input=Path(config.input).expanduser(),
+        packs=tuple(Path(path).expanduser() for path in given),
+        image_root=Path(config.image_root).expanduser() if config.image_root else None,
+        deep=config.deep,
+    )
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        workers = config.workers or len(os.sched_getaffinity(0))
+        found = verify(request, _with_progress(bar, workers))
+    figures = _figures(found, time.perf_counter() - started)
+    table = Table(box=None, show_header=False)
+    for name, value in figures.items():
+        table.add_row(name.replace("_", " "), _short(value))
+    Console().print(table)
+    if found.faults.counts:
+        if config.json:
+            sys.stdout.write(json.dumps(figures) + "\n")
+        raise PackError(_message(request, found))
+    return figures
+
+
+def _figures(found: Verification, seconds: float) -> dict[str, object]:
+    return {
+        "documents": found.documents,
+        "packed": found.packed,
+        "rejected": dict(sorted(found.rejected.items())),
+        "outside_part": found.outside,
+        "packs": found.packs,
+        "images": found.images,
+        "image_bytes_compared": found.bytes,
+        "faults": dict(found.faults.counts),
+        "seconds": seconds,
+        "samples_per_second": found.documents / seconds,
+        "megabytes_per_second": found.bytes / seconds / 1e6,
+    }
+
+
+def _message(request: VerifyRequest, found: Verification) -> str:
+    total = found.faults.counts.total()
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found.faults.counts.items())
+    folders = ", ".join(map(str, request.packs))
+    lines = list(found.faults.sentences())[:LISTED]
+    more = [f"... and {total - len(lines)} more"] if total > len(lines) else []
+    title = f"{folders} is not {request.input} packed: {_faults(total)} ({kinds})"
+    return "\n  ".join([title, *lines, *more])
+
+
+def _faults(total: int) -> str:
+    return "1 fault" if total == 1 else f"{total:,} faults"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{number:,} {name}" for name, number in value.items()) or "none"
+    return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _with_progress(bar: Progress, workers: int) -> Mapper:
+    def mapper(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        task = bar.add_task(function.__name__.replace("_", " "), total=len(items))
+        return map_shards(function, items, workers, lambda n, _: bar.update(task, completed=n))
+
+    return mapper

@@ -1,0 +1,237 @@
+"""Proves that packing lost nothing: every document in exactly one pack or in the ledger."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openqwen2vl.engine.local import Mapper, map_inline
+from openqwen2vl.formats.corpora import Shard, open_corpus, shard_path
+from openqwen2vl.formats.errors import PackError
+from openqwen2vl.formats.manifest import Manifest
+from openqwen2vl.packing.audit import LISTED, Faults
+from openqwen2vl.packing.census import OUTSIDE, Census, CensusJob, join_censuses, take_census
+from openqwen2vl.packing.compare import compare_images, hash_shards
+from openqwen2vl.packing.entries import shard_entries
+from openqwen2vl.packing.holdings import VALIDATION, Holdings, read_holdings
+from openqwen2vl.packing.plan import SPLITS, Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyRequest:
+    """What to prove.
+
+    Attributes:
+        input: the corpus that was packed.
+        packs: its folders of packs: one, or one for each part.
+        image_root: folder of the images of a listing.
+        deep: whether every byte of every image is compared, and every packed shard hashed.
+    """
+
+    input: Path
+    packs: tuple[Path, ...]
+    image_root: Path | None = None
+    deep: bool = False
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        documents: entries of the corpus: packed, rejected and outside, or there is a fault.
+        packed: documents in packs, validation's included.
+        rejected: documents of the ledgers by reason.
+        outside: documents that belong to no given folder's part.
+        packs: packs read.
+        images: images in them.
+        bytes: bytes of image that were compared; 0 unless ``deep``.
+        faults: everything that is not as it should be.
+    """
+
+    documents: int = 0
+    packed: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    outside: int = 0
+    packs: int = 0
+    images: int = 0
+    bytes: int = 0
+    faults: Faults = field(default_factory=Faults)
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """A corpus' shards, and its census; ``starts`` are the shards' bounds in it."""
+
+    shards: Sequence[Shard]
+    census: Census
+    starts: NDArray[np.int64]
+
+    def names(self, places: NDArray[np.int64]) -> Iterator[str]:
+        """Read the names of entries again, by their places in the census."""
+        owners = np.searchsorted(self.starts, places, side="right") - 1
+        for owner in np.unique(owners).tolist():
+            wanted = set((places[owners == owner] - self.starts[owner]).tolist())
+            shard = self.shards[owner]
+            for number, entry in enumerate(shard_entries(shard)):
+                if number in wanted:
+                    yield f"{shard_path(shard).stem}/{entry.key} (uid {entry.uid})"
+
+
+def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
+    """Compare a corpus with its packs, document by document.
+
+    Documents are told apart by a hash of shard, key and uid; the sizes of a document's images
+    must agree too, and with ``deep`` their bytes.
+
+    Args:
+        request: what to prove.
+        mapper: runs a function over shards, here or in other processes, results in order.
+
+    Raises:
+        UserError: a corpus or a folder that cannot be read at all.
+    """
+    if not request.packs:
+        raise PackError("packs names no folder; give the packs' folder, or [DIR,DIR] of its parts")
+    manifests = [Manifest.load(path) for path in request.packs]
+    corpus = _read_corpus(request, [Selection(m.part, m.validation) for m in manifests], mapper)
+    found = Verification(documents=len(corpus.census))
+    folders: list[list[Holdings]] = []
+    for number, (path, manifest) in enumerate(zip(request.packs, manifests, strict=True)):
+        held = [read_holdings(path, "train", mapper)]
+        if manifest.validation:
+            held.append(read_holdings(path / VALIDATION, "validation", mapper))
+        folders.append(held)
+        _check_folder(corpus, number, held, found)
+    for one, other in combinations(folders, 2):
+        _check_disjoint(one, other, found.faults)
+    _count(corpus, folders, found)
+    if request.deep:
+        every = [holdings for held in folders for holdings in held]
+        for holdings in every:
+            found.faults.merge(hash_shards(holdings, mapper))
+        faults, found.bytes = compare_images(
+            corpus.shards, corpus.census, corpus.starts, every, mapper
+        )
+        found.faults.merge(faults)
+    return found
+
+
+def _read_corpus(
+    request: VerifyRequest, selections: Sequence[Selection], mapper: Mapper
+) -> _Corpus:
+    shards = open_corpus(request.input, request.image_root)
+    jobs = [CensusJob(shard, tuple(selections)) for shard in shards]
+    parts = list(mapper(take_census, jobs))
+    starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+    return _Corpus(shards, join_censuses(parts), starts)
+
+
+def _check_folder(
+    corpus: _Corpus, number: int, held: Sequence[Holdings], found: Verification
+) -> None:
+    """Compare the splits of one folder with what its selection takes of the corpus."""
+    splits, manifest = corpus.census.splits[number], held[0].manifest
+    outside = int((splits == OUTSIDE).sum())
+    if outside != manifest.outside_part:
+        found.faults.add(
+            "manifest",
+            f"{held[0].path}: {outside} documents outside the part, the manifest says "
+            f"{manifest.outside_part}",
+        )
+    for holdings in held:
+        found.packs += len(holdings.index.shard)
+        found.images += int(holdings.index.images.sum())
+        found.faults.merge(holdings.faults)
+        for key in ("spec", "source", "part", "validation"):
+            if getattr(holdings.manifest, key) != getattr(manifest, key):
+                found.faults.add("manifest", f"{holdings.path} was packed with another {key}")
+        _check_split(corpus, splits == SPLITS.index(holdings.split), holdings, found.faults)
+
+
+def _check_split(
+    corpus: _Corpus, mine: NDArray[np.bool_], holdings: Holdings, faults: Faults
+) -> None:
+    """Compare the entries of a split with packs and ledger, as multisets."""
+    places = np.flatnonzero(mine)
+    expected = corpus.census.identities[places]
+    held = np.concatenate([holdings.audit.identities, holdings.ledger.identities])
+    if not np.array_equal(np.sort(expected), np.sort(held)):
+        missing = _surplus(expected, held)
+        for name in corpus.names(places[missing[:LISTED]]):
+            faults.add("missing", f"{name} is in no pack of {holdings.path} and not in its ledger")
+        if len(missing) > LISTED:
+            faults.counts["missing"] += len(missing) - LISTED
+        _tell_surplus(corpus, expected, holdings, _surplus(held, expected), faults)
+    known = np.isin(holdings.audit.identities, expected)
+    content = holdings.audit.identities ^ holdings.audit.sizes.view(np.uint64)
+    same = np.isin(content, expected ^ corpus.census.sizes[places].view(np.uint64))
+    for place in np.flatnonzero(known & ~same).tolist():
+        faults.add("images", f"{holdings.name(place)} has images of other sizes in the corpus")
+
+
+def _surplus(many: NDArray[np.uint64], few: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Give the places of ``many``'s elements that ``few`` does not have as often; the later ones."""
+    order = np.argsort(many, kind="stable")
+    ordered, others = many[order], np.sort(few)
+    rank = np.arange(len(many)) - np.searchsorted(ordered, ordered, side="left")
+    allowed = np.searchsorted(others, ordered, side="right") - np.searchsorted(others, ordered)
+    places: NDArray[np.int64] = np.sort(order[rank >= allowed])
+    return places
+
+
+def _tell_surplus(
+    corpus: _Corpus,
+    expected: NDArray[np.uint64],
+    holdings: Holdings,
+    places: NDArray[np.int64],
+    faults: Faults,
+) -> None:
+    """Say of what packs and ledger hold too much why it should not be there."""
+    held = np.concatenate([holdings.audit.identities, holdings.ledger.identities])
+    kinds = np.where(
+        np.isin(held[places], expected),
+        "duplicate",
+        np.where(np.isin(held[places], corpus.census.identities), "misplaced", "unknown"),
+    )
+    why = {
+        "duplicate": "is there a second time",
+        "misplaced": f"does not belong to the part or split of {holdings.path}",
+        "unknown": "is not in the corpus",
+    }
+    for kind, sentence in why.items():
+        mine = places[kinds == kind].tolist()
+        for place in mine[:LISTED]:
+            faults.add(kind, f"{holdings.name(place)} {sentence}")
+        if len(mine) > LISTED:
+            faults.counts[kind] += len(mine) - LISTED
+
+
+def _check_disjoint(one: Sequence[Holdings], other: Sequence[Holdings], faults: Faults) -> None:
+    """Find documents that two folders train on, or that one trains on and the other validates on."""
+    for first in one:
+        for second in other:
+            if first.split == second.split == "validation":
+                continue  # the same documents in every part, by design
+            kind = "duplicate" if first.split == second.split else "leak"
+            shared = np.flatnonzero(np.isin(second.audit.identities, first.audit.identities))
+            for place in shared[:LISTED].tolist():
+                faults.add(kind, f"{second.name(place)} is in {first.path} too")
+            if len(shared) > LISTED:
+                faults.counts[kind] += len(shared) - LISTED
+
+
+def _count(corpus: _Corpus, folders: Sequence[Sequence[Holdings]], found: Verification) -> None:
+    """Count documents over folders; validation's are the same in each, so the most count once."""
+    found.outside = int((corpus.census.splits == OUTSIDE).all(axis=0).sum())
+    validation = [held[1] for held in folders if len(held) > 1]
+    counted = [held[0] for held in folders]
+    counted += sorted(validation, key=lambda holdings: len(holdings.audit.identities))[-1:]
+    for number, holdings in enumerate(counted):
+        found.packed += len(holdings.audit.identities)
+        # What is lost of a shard without a key is told in every part.
+        found.rejected.update(r["reason"] for r in holdings.ledger.rows if r["key"] or not number)
