@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.runs import PackedCorpora, command, kill_when, rows, train
+from support.runs import PackedCorpora, build_corpora, command, kill_when, rows, train
 
 from openqwen2vl.commands._assemble import load_model
 from openqwen2vl.training.checkpoint import checkpoints, read_facts, read_weights
@@ -79,6 +79,15 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_difference(
     assert done.returncode == 2
     assert "is a checkpoint of another model" in done.stderr
     assert "(64, 32) there and (96, 32) here" in done.stderr
+
+
+def test_packs_of_another_template_than_the_stage_before_are_refused(
+    first: Path, tmp_path: Path
+) -> None:
+    other = build_corpora(tmp_path, template="open_qwen2vl_v1")
+    done = train(other, tmp_path / "run", init_from=first)
+    assert done.returncode == 2
+    assert "was trained on packs of another tokenizer or template (tokenizer" in done.stderr
 
 
 def test_another_strategys_checkpoint_or_another_seed_is_not_resumed(

@@ -55,7 +55,9 @@ class PackedCorpora:
         ]
 
 
-def build_corpora(root: Path, documents: int = 48, context: int = 256) -> PackedCorpora:
+def build_corpora(
+    root: Path, documents: int = 48, context: int = 256, template: str = "qwen2_5"
+) -> PackedCorpora:
     """Write raw shards and pack them; sizes do not divide by the batches used in tests."""
     tokenizer_folder = root / "tokenizer"
     tokenizer = tiny_tokenizer(tokenizer_folder)
@@ -71,7 +73,7 @@ def build_corpora(root: Path, documents: int = 48, context: int = 256) -> Packed
                 input=raw,
                 out=root / "packs" / f"{source}-g{grid}",
                 source=source,
-                spec=make_spec(tokenizer, context, grid, "qwen2_5"),
+                spec=make_spec(tokenizer, context, grid, template),
                 selection=Selection(part=part, validation=0.1),
             )
             pack_folder(request, tokenizer)

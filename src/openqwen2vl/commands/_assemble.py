@@ -136,6 +136,33 @@ def check_grids(data: PackedData, model: MLLM) -> None:
         )
 
 
+def text_facts(data: PackedData) -> dict[str, str]:
+    """Give the hashes of the tokenizer and the template that a run learns to read and write."""
+    spec = data.mixture.folders[data.plan[0].grid][0].manifest.spec
+    return {"tokenizer": spec.tokenizer_hash, "template": spec.template_hash}
+
+
+def check_text(data: PackedData, path: Path) -> None:
+    """Refuse packs of another tokenizer or template than the run before was trained on.
+
+    Args:
+        data: of this run.
+        path: what it starts from; a model folder of others tells nothing, and is not judged.
+
+    Raises:
+        CheckpointError: with both hashes.
+    """
+    if _is_model_folder(path):
+        return
+    learnt, here = read_facts(newest(path))["text"], text_facts(data)
+    unlike = [f"{name} {learnt[name]} there, {here[name]} here" for name in here]
+    if learnt != here:
+        raise CheckpointError(
+            f"{path} was trained on packs of another tokenizer or template ({'; '.join(unlike)}); "
+            "pack with the tokenizer and template of that run"
+        )
+
+
 def check_batches(config: DictConfig, ranks: int) -> None:
     """Refuse a global batch that ranks and micro-batch do not divide.
 

@@ -15,9 +15,11 @@ from rich.table import Table
 from openqwen2vl.commands._assemble import (
     build_model,
     check_grids,
+    check_text,
     check_tower,
     initial_weights,
     model_config,
+    text_facts,
 )
 from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
@@ -78,6 +80,7 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
     if facts is not None and checkpoint is not None:
         check_tower(model, facts, checkpoint)
     elif config.init_from is not None:
+        check_text(data, Path(config.init_from))
         initial_weights(model, Path(config.init_from))
     module = _module(config, data, model, facts)
     trainer = _trainer(config, data, processes, folder, checkpoint)
@@ -158,6 +161,7 @@ def _module(
         "llm_config": model.llm.config.to_diff_dict(),
         "vocab_size": data.vocab_size,
         "tokenizer": config.tokenizer,
+        "text": text_facts(data),
         "tower": {
             "name": tower.name,
             "hash": None if tower.trainable else tower.weights_hash(),
