@@ -4,8 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-# The goal is 0.45 and docs/results.md shows it reached; other rounding may cost a few questions.
-POINTS = 0.4
+POINTS = 0.45  # above chance, of the held-out multiple choice
 KEYS = {"chance_mc", "before_mc", "after_mc", "chance_yesno", "after_yesno", "loss_first"}
 KEYS |= {"loss_last", "fill", "seconds"}
 

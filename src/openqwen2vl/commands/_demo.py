@@ -1,16 +1,19 @@
 """The demo's stages, each as a user would run it."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from openqwen2vl.commands._assemble import build_model, load_model
 from openqwen2vl.corpus.build import CAPTION_SOURCES, CONVERSATION_SOURCE, CorpusSpec, build_corpus
+from openqwen2vl.engine.local import map_shards
 from openqwen2vl.evaluation.choices import Item, Judged, judge, read_items
 from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.errors import UserError
@@ -56,7 +59,9 @@ class Demo:
         with self.timed("corpus"):
             corpus = OmegaConf.to_container(self.config.corpus)
             assert isinstance(corpus, dict)
-            return build_corpus(self.out, CorpusSpec(**{str(k): v for k, v in corpus.items()}))
+            spec = CorpusSpec(**{str(k): v for k, v in corpus.items()})
+            cores = len(os.sched_getaffinity(0))
+            return build_corpus(self.out, spec, partial(map_shards, workers=cores))
 
     def pack(self) -> dict[str, Manifest]:
         """Train the tokenizer on the training texts and pack every source for its grids."""

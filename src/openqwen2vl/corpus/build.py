@@ -58,6 +58,9 @@ class ShardJob:
     seed: int
     scans: Scans
 
+    def __str__(self) -> str:
+        return str(self.path)
+
 
 @dataclass(frozen=True)
 class Picture:

@@ -12,9 +12,9 @@ LETTERS = "ABCDEFGH"
 IMAGE_MARK = "<image>"
 MOST_TURNS = 3
 ARTICLES = frozenset({"a", "an"})
-YES_NO_SHARE = 0.2
+YES_NO_SHARE = 0.1
 DESCRIBE_SHARE = 0.05
-PLAIN_SHARE, OPTIONS_SHARE = 0.8, 0.1
+PLAIN_SHARE, OPTIONS_SHARE = 0.9, 0.05
 
 
 def conversation(picture: Scene | Number, caption: str, rng: random.Random) -> list[dict[str, str]]:
