@@ -80,8 +80,8 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
     if facts is not None and checkpoint is not None:
         check_tower(model, facts, checkpoint)
     elif config.init_from is not None:
-        check_text(data, Path(config.init_from))
         initial_weights(model, Path(config.init_from))
+        check_text(data, Path(config.init_from))
     module = _module(config, data, model, facts)
     trainer = _trainer(config, data, processes, folder, checkpoint)
     if rank() == 0:
