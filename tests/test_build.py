@@ -4,6 +4,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from openqwen2vl.corpus.build import CAPTION_SOURCES, CorpusSpec, build_corpus
 from openqwen2vl.corpus.split import is_held_out
 from openqwen2vl.formats.documents import Document
+from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.raw import raw_shards, read_raw_shard
 
 SPEC = CorpusSpec(
@@ -143,3 +145,9 @@ def test_another_seed_gives_other_pictures(corpus, tmp_path):
     )
     build_corpus(tmp_path, small)
     assert set(training_images(tmp_path)).isdisjoint(training_images(corpus[0]))
+
+
+@pytest.mark.parametrize(("name", "value"), [("scenes", -1), ("samples_per_shard", 0)])
+def test_a_corpus_of_less_than_nothing_is_refused(name: str, value: int) -> None:
+    with pytest.raises(UserError, match=rf"corpus\.{name} is {value}; expected at least"):
+        replace(SPEC, **{name: value})

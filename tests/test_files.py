@@ -60,3 +60,13 @@ def test_a_file_that_could_not_be_finished_leaves_nothing(tmp_path: Path) -> Non
         raise ValueError("half")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_place_where_nothing_can_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    path = tmp_path / "file" / "below"
+    with (
+        pytest.raises(UserError, match=r"below cannot be written \(.+\); choose"),
+        atomic_file(path),
+    ):
+        pass

@@ -19,7 +19,17 @@ from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.manifest import Manifest
 
 _KEYS = "out overwrite json corpus vocab_size context low_part validation tiles"
-SCHEMA = Schema(keys=frozenset(_KEYS.split()), groups={"corpus": CorpusSpec})
+
+
+def _counts(config: DictConfig) -> None:
+    CorpusSpec(**config.corpus)
+
+
+SCHEMA = Schema(
+    keys=frozenset(_KEYS.split()),
+    groups={"corpus": CorpusSpec},
+    rules=[_counts],
+)
 SUMMARY, REPORT = "summary.json", "report.html"
 MADE = ("raw", "questions", "tokenizer", "packs", "pretrain", "sft", SUMMARY, REPORT)
 

@@ -14,6 +14,7 @@ from openqwen2vl.corpus.noise import noisy_caption
 from openqwen2vl.corpus.questions import Question, choice_questions, yes_no_question
 from openqwen2vl.corpus.scenes import Scene
 from openqwen2vl.corpus.shards import Sample, write_raw_shard
+from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.files import atomic_file
 
 CAPTION_SOURCES = ("scenes", "noisy", "handwriting")
@@ -35,6 +36,9 @@ class CorpusSpec:
         multiple_choice: held-out questions of four options.
         yes_no: held-out questions to be answered by yes or no.
         samples_per_shard: pictures in one raw shard.
+
+    Raises:
+        UserError: less than nothing, or no samples in a shard.
     """
 
     seed: int
@@ -45,6 +49,12 @@ class CorpusSpec:
     multiple_choice: int
     yes_no: int
     samples_per_shard: int = 500
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = 1 if name == "samples_per_shard" else 0
+            if value < least:
+                raise UserError(f"corpus.{name} is {value}; expected at least {least}")
 
 
 @dataclass(frozen=True)
