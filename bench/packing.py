@@ -183,7 +183,8 @@ def _end_to_end(packs: int, rounds: int) -> dict[str, Any]:
         ours, theirs = [], []
         for turn in range(rounds):
             out, pixels = Path(root) / f"ours-{turn}", Path(root) / f"pixels-{turn}"
-            request = PackRequest(input=raw, out=out, source="bench", spec=spec)
+            index = Path(root) / f"index-{turn}"  # else later rounds would find lengths ready
+            request = PackRequest(input=raw, out=out, source="bench", spec=spec, index=index)
             ours.append(count / _timed(pack_folder, request, tokenizer)[0])
             theirs.append(count / _timed(_pixel_packs, raw, pixels, tokenizer)[0])
         return {

@@ -9,9 +9,17 @@ from torch.utils.data import DataLoader, Sampler
 
 from openqwen2vl.formats.errors import CheckpointError, ConfigError
 from openqwen2vl.packing.budget import Budget, GridPhase, extend_phases, fix_phases, total_steps
-from openqwen2vl.packing.mixture import Mixture, MixtureSpec, SourceSpec, consumed, open_mixture
+from openqwen2vl.packing.mixture import (
+    Mixture,
+    MixtureSpec,
+    SourceSpec,
+    consumed,
+    open_folders,
+    open_mixture,
+)
 from openqwen2vl.packing.order import Order, Phase
 from openqwen2vl.packing.preflight import require_sound
+from openqwen2vl.packing.reader import Packs
 
 from .prompts import prompts
 from .rows import PackedRows
@@ -82,7 +90,7 @@ class PackedDataModule(pl.LightningDataModule):
         spec = MixtureSpec(sources=sources, mode=mixture.get("mode", "proportional"))
         self.plan = [GridPhase(**phase) for phase in resolution["plan"]]
         grids = [phase.grid for phase in self.plan]
-        self.mixture = open_mixture(spec, grids)
+        self.mixture = open_mixture(spec, grids, self.open_source)
         self.held_out = self.mixture.validation()
         if preflight:
             require_sound(folder for column in self.mixture.folders.values() for folder in column)
@@ -94,6 +102,10 @@ class PackedDataModule(pl.LightningDataModule):
         steps = total_steps(Budget(**budget), self.plan, supply, self.global_batch)
         self.order = self._order(fix_phases(self.plan, steps))
         self.start = 0
+
+    def open_source(self, name: str, source: SourceSpec) -> Sequence[Packs]:
+        """Open the packs of one source, one for each grid that it has."""
+        return open_folders(name, source)
 
     def _global_batch(self, packs: int | None, documents: int | None) -> int:
         if (packs is None) == (documents is None):

@@ -6,10 +6,10 @@ import torch
 
 from openqwen2vl.formats.errors import ImageError
 from openqwen2vl.formats.images import decode_image
-from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.reader import Packs
 
 
-def prompts(folder: PackFolder, number: int, side: int) -> list[dict[str, Any]]:
+def prompts(folder: Packs, number: int, side: int) -> list[dict[str, Any]]:
     """Turn the documents of a pack into prompts with their answers.
 
     Args:

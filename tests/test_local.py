@@ -1,5 +1,7 @@
+import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,35 @@ def test_a_dead_worker_is_told():
 def test_nothing_to_do_gives_nothing():
     assert list(map_inline(slow_square, [])) == []
     assert list(map_shards(slow_square, [], 2)) == []
+
+
+def tell_and_wait(path):
+    path.write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def map_in_two(paths):
+    list(map_shards(tell_and_wait, paths, 2))
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_leave_when_their_parent_is_killed(tmp_path):
+    paths = [tmp_path / "one", tmp_path / "two"]
+    parent = multiprocessing.get_context("forkserver").Process(target=map_in_two, args=(paths,))
+    parent.start()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not all(p.exists() and p.read_text() for p in paths):
+        time.sleep(0.05)
+    workers = [int(path.read_text()) for path in paths]
+    assert all(map(alive, workers))
+    parent.kill()
+    parent.join()
+    while time.monotonic() < deadline and any(map(alive, workers)):
+        time.sleep(0.05)
+    assert not any(map(alive, workers))

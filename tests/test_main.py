@@ -61,7 +61,7 @@ def test_faults_of_a_config_come_in_one_message(call_train: Run) -> None:
         ("optim.lr=-1", "optim.lr is -1"),
         ("precision=foo", "precision is 'foo'; there are auto, 32-true, bf16-mixed"),
         ("strategy.device=cuda:7", "strategy.device is 'cuda:7'; there are auto, cpu"),
-        ("data=null", "data cannot be null; leave it away or choose of packed"),
+        ("data=null", "data cannot be null; leave it away or choose of online, packed"),
         ("optim=null", "optim cannot be null"),
         ("trainer=null", "trainer cannot be null; leave it away or choose of cpu, gpu"),
         ("+mixture.sources.red.weigth=1", "red.weigth: mixture.sources.red has no such key"),

@@ -1,16 +1,21 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rich.progress import TimeRemainingColumn
 from support.shards import tiny_tokenizer, write_caption_shard
 
 from openqwen2vl import conf
+from openqwen2vl.commands._pack_progress import Figures, make_bar, with_progress
 from openqwen2vl.commands.pack import SCHEMA, run
 from openqwen2vl.config import check
 from openqwen2vl.formats.errors import UserError
+from openqwen2vl.packing.finished import WrittenShard
 from openqwen2vl.packing.reader import PackFolder
 
 
@@ -62,11 +67,53 @@ def test_a_users_mistake_is_one_sentence(config, key, value, message):
         run(config)
 
 
-@pytest.mark.parametrize(("key", "value"), [("engine", "slurm"), ("packer", "magic")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("engine", "slurm"), ("packer", "magic"), ("overlong", "cut")]
+)
 def test_a_choice_that_is_not_there_is_a_fault_of_the_config(config, key, value):
     config[key] = value
     with pytest.raises(UserError, match=f"{key} is '{value}'; there are"):
         check(config, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("min_images", 10, "min_images is 10 and max_images 9"),
+        ("trailing_images", "cut", "trailing_images is 'cut'"),
+        ("min_image", 1, "min_image: interleaved has no such key; did you mean 'min_images'?"),
+    ],
+)
+def test_a_rule_for_pages_that_cannot_be_is_one_sentence(config, key, value, message):
+    config.interleaved[key] = value
+    with pytest.raises(UserError, match=re.escape(message)):
+        check(config, SCHEMA)
+
+
+def test_the_rules_of_the_config_reach_the_manifest(config):
+    config.interleaved.max_images, config.overlong = 3, "drop_last_turns"
+    config.index = f"{config.out}/../lengths"
+    run(config)
+    manifest = PackFolder(config.out).manifest
+    assert (manifest.interleaved.max_images, manifest.overlong) == (3, "drop_last_turns")
+    assert list(Path(config.index).glob("*/*.parquet"))
+
+
+def test_the_bar_says_documents_a_second_fill_and_the_time_left_on_stderr(config, capsys):
+    run(config)
+    seen, bar = [], make_bar()
+    update = bar.update
+    bar.update = lambda task, **fields: seen.append(fields) or update(task, **fields)
+    mapper = with_progress(bar, 1, 256)
+    shard = PackFolder(config.out).manifest.shards[0]
+    written = WrittenShard(shard, None, 12, 12, 128 * shard.packs, 1, 1, 1)
+    assert list(mapper(lambda item: [item], [written])) == [[written]]
+    assert seen[0]["completed"] == 1
+    assert re.fullmatch(r"[\d,]+ documents/s, fill 50\.00%", seen[0]["figures"])
+    assert any(isinstance(column, TimeRemainingColumn) for column in bar.columns)
+    assert bar.console.stderr
+    assert str(Figures(256)) == ""
+    assert "documents/s" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

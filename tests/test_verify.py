@@ -17,7 +17,7 @@ from support.shards import tiny_tokenizer, write_caption_shard, write_conversati
 from openqwen2vl.engine.local import map_shards
 from openqwen2vl.formats.corpora import read_shard
 from openqwen2vl.formats.documents import Document
-from openqwen2vl.formats.errors import UserError
+from openqwen2vl.formats.errors import PackError, UserError
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.formats.tar import header, members
 from openqwen2vl.packing.entries import plain_entries, shard_entries
@@ -439,3 +439,9 @@ def test_web_pages_that_choose_their_images_pass(tmp_path: Path) -> None:
     assert told(found) == ""
     assert found.documents == 4
     assert found.packed + found.rejected.total() == 4
+
+
+def test_packs_of_other_rules_are_refused_instead_of_misjudged(made: SimpleNamespace) -> None:
+    rewrite_manifest(made.packs, overlong="drop_last_turns")
+    with pytest.raises(PackError, match=r"packed with overlong=drop_last_turns .*; verify proves"):
+        check(made)

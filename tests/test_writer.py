@@ -34,7 +34,7 @@ from openqwen2vl.packing import shards as packed_shards
 from openqwen2vl.packing.plan import Selection, uid_fraction
 from openqwen2vl.packing.reader import PackFolder
 from openqwen2vl.packing.scan import scan_shard
-from openqwen2vl.packing.shards import write_shard
+from openqwen2vl.packing.shards import write_shards
 from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
 
 JPEG = picture(random.Random(0))
@@ -317,7 +317,7 @@ def test_a_raw_shard_that_changes_meanwhile_is_told(tokenizer, tmp_path):
     write_caption_shard(tmp_path / "raw" / "00000.tar", 5)
 
     def shrink(function, items):
-        if function is write_shard:
+        if function is write_shards:
             (tmp_path / "raw" / "00000.tar").write_bytes(b"")
         return map_inline(function, items)
 
@@ -331,18 +331,18 @@ def test_a_raw_shard_that_changes_meanwhile_is_told(tokenizer, tmp_path):
         pack_folder(request, tokenizer, shrink)
 
 
-@pytest.mark.parametrize("step", [scan_shard, write_shard])
+@pytest.mark.parametrize("step", [scan_shard, write_shards])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_that_looks_complete(
     tokenizer, tmp_path, step
 ):
     """The kernel's own full device stands in for the disk."""
     write_caption_shard(tmp_path / "raw" / "00000.tar", 5)
     out = tmp_path / "out"
-    name = ".work/scan-000000-train.arrow" if step is scan_shard else ".packed-000000.tar.tmp"
 
     def fill_up(function, items):
         if function is step:
-            (out / name).symlink_to("/dev/full")
+            path = items[0].index_file().path if step is scan_shard else items[0].jobs[0].path
+            path.with_name(f".{path.name}.tmp").symlink_to("/dev/full")
         return map_inline(function, items)
 
     request = PackRequest(

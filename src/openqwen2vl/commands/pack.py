@@ -2,27 +2,27 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
+from openqwen2vl.commands._pack_progress import make_bar, with_progress
 from openqwen2vl.config import Schema
-from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing.packers import PACKERS
 from openqwen2vl.packing.plan import Selection, parse_part
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.request import OVERLONG, PackRequest, make_spec
+from openqwen2vl.packing.writer import pack_folder
 
-_CHOICES = {"engine": ("local",), "packer": PACKERS}
+_CHOICES = {"engine": ("local",), "packer": PACKERS, "overlong": OVERLONG}
 _KEYS = (
-    "input out tokenizer image_root source template context grid part validation packer max_images "
-    "window packs_per_shard overwrite engine workers json"
+    "input out tokenizer image_root index source template context grid part validation interleaved "
+    "overlong packer max_images window packs_per_shard overwrite engine workers json"
 )
 
 
@@ -32,7 +32,16 @@ def _known_choices(config: DictConfig) -> None:
             raise ConfigError(f"{key} is '{config[key]}'; there are {', '.join(choices)}")
 
 
-SCHEMA = Schema(keys=frozenset(_KEYS.split()), rules=(_known_choices,))
+def _possible_rules(config: DictConfig) -> None:
+    InterleavedRules(**config.interleaved)
+
+
+SCHEMA = Schema(
+    keys=frozenset(_KEYS.split()),
+    groups={"interleaved": InterleavedRules},
+    parts=("interleaved",),
+    rules=(_known_choices, _possible_rules),
+)
 
 
 def run(config: DictConfig) -> dict[str, object]:
@@ -51,16 +60,27 @@ def run(config: DictConfig) -> dict[str, object]:
         spec=make_spec(tokenizer, config.context, config.grid, config.template),
         selection=Selection(parse_part(config.part), config.validation),
         image_root=Path(config.image_root).expanduser() if config.image_root else None,
+        index=Path(config.index).expanduser() if config.index else None,
+        rules=InterleavedRules(**config.interleaved),
+        overlong=config.overlong,
         window=config.window,
         packs_per_shard=config.packs_per_shard,
         packer=config.packer,
         max_images=config.max_images,
         overwrite=config.overwrite,
     )
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with make_bar() as bar:
         workers = config.workers or len(os.sched_getaffinity(0))
-        manifest = pack_folder(request, tokenizer, _with_progress(bar, workers))
-    names = ("fill", "lower_bound", "image_lower_bound", "packers", "rejects", "outside_part")
+        manifest = pack_folder(request, tokenizer, with_progress(bar, workers, config.context))
+    names = [
+        "fill",
+        "lower_bound",
+        "image_lower_bound",
+        "packers",
+        "rejects",
+        "outside_part",
+        "shortened",
+    ]
     figures = asdict(manifest.counts) | {name: getattr(manifest, name) for name in names}
     shown = {k: _short(v) for k, v in figures.items() if not (v is None or isinstance(v, dict))}
     table = Table("", *shown, box=None)
@@ -78,11 +98,3 @@ def _counted(numbers: dict[str, int]) -> str:
 
 def _short(value: object) -> str:
     return f"{value:.2%}" if isinstance(value, float) else str(value)
-
-
-def _with_progress(bar: Progress, workers: int) -> Mapper:
-    def mapper(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        task = bar.add_task(function.__name__.replace("_", " "), total=len(items))
-        return map_shards(function, items, workers, lambda n, _: bar.update(task, completed=n))
-
-    return mapper

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -75,7 +77,7 @@ def _pooled(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     count = min(workers, max(1, len(items)))
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_one_thread)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
@@ -100,6 +102,15 @@ def _take(item: Item, future: Future[Result]) -> Result:
         raise
 
 
-def _one_thread() -> None:
-    """Keep libraries from starting as many threads as there are cores in every worker."""
+def _start_worker() -> None:
+    """Keep libraries to one thread a worker, and end the worker when its parent is gone."""
     os.environ.update(RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    # A parent that was killed cannot tell its workers, who would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

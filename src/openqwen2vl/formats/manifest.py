@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from openqwen2vl.formats.errors import PackError, ShardError
 from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules
 from openqwen2vl.formats.templates import Encoded
 from openqwen2vl.formats.tokens import SpecialTokens
 
@@ -103,6 +104,10 @@ class Manifest:
         packers: how many windows each packer laid out, by name.
         image_limit: images that a pack was allowed to hold; None means any number.
         image_lower_bound: the fewest packs that could hold the images; None without a limit.
+        interleaved: which interleaved documents were taken.
+        overlong: what became of conversations that outgrow the context: ``reject``, or
+            ``drop_last_turns``, their last exchanges and the images of those were left away.
+        shortened: how many documents lost exchanges that way.
     """
 
     spec: PackSpec
@@ -122,6 +127,9 @@ class Manifest:
     packers: dict[str, int] = field(default_factory=dict)
     image_limit: int | None = None
     image_lower_bound: int | None = None
+    interleaved: InterleavedRules = DEFAULT_RULES
+    overlong: str = "reject"
+    shortened: int = 0
     format_version: int = FORMAT_VERSION
 
     def to_json(self) -> str:
@@ -170,6 +178,8 @@ def _rebuilt(fields: dict[str, Any]) -> dict[str, Any]:
     """Turn JSON's plain lists and objects back into the types of ``Manifest``."""
     spec = dict(fields["spec"], special=SpecialTokens(**fields["spec"]["special"]))
     low, high = fields["part"]
+    if "interleaved" in fields:
+        fields = dict(fields, interleaved=InterleavedRules(**fields["interleaved"]))
     return dict(
         fields,
         spec=PackSpec(**spec),

@@ -22,8 +22,6 @@ from openqwen2vl.packing.index import INDEX_NAME, Index
 from openqwen2vl.packing.plan import Split, uid_hash
 from openqwen2vl.packing.writer import REJECTS_NAME, UIDS_NAME
 
-VALIDATION = "validation"
-
 
 @dataclass(frozen=True)
 class Ledger:

@@ -1,6 +1,8 @@
 """The index of packed shards: for each pack where it lies and how much it holds."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +15,7 @@ from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 
 INDEX_NAME = "index.parquet"
+_TOGETHER = 64  # indexes of packed shards that make a row group
 
 _INTS = pa.list_(pa.int64())
 _SCHEMA = pa.schema(
@@ -53,6 +56,14 @@ def write_index(rows: list[IndexRow], folder: Path) -> None:
     columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
     with atomic_file(folder / INDEX_NAME) as file:
         pq.write_table(pa.table(columns, schema=_SCHEMA), file)
+
+
+def join_indexes(parts: Iterable[Path], folder: Path) -> None:
+    """Write ``index.parquet`` of those of other folders, end to end, holding few in memory."""
+    with atomic_file(folder / INDEX_NAME) as file, pq.ParquetWriter(file, _SCHEMA) as writer:
+        tables = (pq.read_table(part / INDEX_NAME, schema=_SCHEMA) for part in parts)
+        while batch := list(islice(tables, _TOGETHER)):
+            writer.write_table(pa.concat_tables(batch).combine_chunks())
 
 
 @dataclass(frozen=True)

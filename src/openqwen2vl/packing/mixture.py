@@ -1,6 +1,6 @@
 """Which packed sources a run draws from, opened and checked before step 0."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -10,9 +10,10 @@ import numpy as np
 from openqwen2vl.formats.errors import PackError
 from openqwen2vl.packing.budget import GridSupply
 from openqwen2vl.packing.order import Order, Source, Stream
-from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.reader import PackFolder, Packs
 
-VALIDATION = "validation"
+Opener = Callable[[str, "SourceSpec"], Sequence[Packs]]
+"""Opens a source of a mixture: its packs at one grid or several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,8 @@ class SourceSpec:
     """One source of a mixture.
 
     Attributes:
-        packs: its pack folder, or one folder per grid; each folder's manifest says its grid.
+        packs: its pack folder, or one folder per grid; each folder's manifest says its grid. With
+            ``data=online`` its raw shards.
         weight: its share of the tokens under ``mode: weights``.
     """
 
@@ -56,7 +58,7 @@ class Mixture:
     """
 
     spec: MixtureSpec
-    folders: Mapping[int, Sequence[PackFolder]] = field(repr=False)
+    folders: Mapping[int, Sequence[Packs]] = field(repr=False)
 
     @property
     def names(self) -> list[str]:
@@ -86,23 +88,30 @@ class Mixture:
         return documents / max(1, self.supply(grid).packs)
 
     def validation(self) -> "Mixture | None":
-        """Open the held-out packs beside each folder; None when no source has any."""
-        sources = {
-            name: replace(source, packs=[str(f / VALIDATION) for f in source.folders])
-            for name, source in self.spec.sources.items()
-            if all((f / VALIDATION / "manifest.json").is_file() for f in source.folders)
-        }
-        if not sources:
-            return None
-        return open_mixture(replace(self.spec, sources=sources), list(self.folders))
+        """Give the held-out packs of the sources that have them; None when none has any."""
+        sources: dict[str, SourceSpec] = {}
+        by_grid: dict[int, list[Packs]] = {grid: [] for grid in self.folders}
+        for number, (name, source) in enumerate(self.spec.sources.items()):
+            held = {grid: column[number].validation() for grid, column in self.folders.items()}
+            if all(packs is not None for packs in held.values()):
+                sources[name] = source
+                for grid, packs in held.items():
+                    by_grid[grid] += [packs] if packs is not None else []
+        return _checked(Mixture(replace(self.spec, sources=sources), by_grid)) if sources else None
 
 
-def open_mixture(spec: MixtureSpec, grids: Sequence[int]) -> Mixture:
-    """Open every folder of a mixture and check that they belong together.
+def open_folders(_: str, source: SourceSpec) -> list[PackFolder]:
+    """Open the pack folders of a source."""
+    return [PackFolder(path) for path in source.folders]
+
+
+def open_mixture(spec: MixtureSpec, grids: Sequence[int], opener: Opener = open_folders) -> Mixture:
+    """Open every source of a mixture and check that they belong together.
 
     Args:
         spec: the mixture.
         grids: the grids of the resolution plan; each source needs packs of each.
+        opener: opens a source.
 
     Raises:
         PackError: no sources, a source without packs of a grid (or with two), folders made with
@@ -110,9 +119,9 @@ def open_mixture(spec: MixtureSpec, grids: Sequence[int]) -> Mixture:
     """
     if not spec.sources:
         raise PackError("the mixture has no sources; name at least one under mixture.sources")
-    by_grid: dict[int, list[PackFolder]] = {grid: [] for grid in sorted(set(grids))}
+    by_grid: dict[int, list[Packs]] = {grid: [] for grid in sorted(set(grids))}
     for name, source in spec.sources.items():
-        opened = [PackFolder(path) for path in source.folders]
+        opened = opener(name, source)
         found = [folder.manifest.spec.grid for folder in opened]
         for grid, folders in by_grid.items():
             if found.count(grid) != 1:
@@ -123,7 +132,10 @@ def open_mixture(spec: MixtureSpec, grids: Sequence[int]) -> Mixture:
                     f"mixture.sources.{name}.packs"
                 )
             folders.append(opened[found.index(grid)])
-    mixture = Mixture(spec, by_grid)
+    return _checked(Mixture(spec, by_grid))
+
+
+def _checked(mixture: Mixture) -> Mixture:
     _check_specs(mixture)
     _check_disjoint(mixture)
     return mixture

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from openqwen2vl.formats.errors import PackError
 from openqwen2vl.formats.manifest import PackSpec
 from openqwen2vl.formats.templates import TEMPLATES
-from openqwen2vl.packing.reader import Pack, PackFolder
+from openqwen2vl.packing.reader import Pack, Packs
 from openqwen2vl.packing.summary import spread
 
 
@@ -32,7 +32,7 @@ class Expected:
     sample: int = 32
 
 
-def preflight(folder: PackFolder, expected: Expected | None = None) -> list[str]:
+def preflight(folder: Packs, expected: Expected | None = None) -> list[str]:
     """Look for faults in the whole index and in a sample of packs, spread evenly.
 
     Args:
@@ -53,7 +53,7 @@ def preflight(folder: PackFolder, expected: Expected | None = None) -> list[str]
     ]
 
 
-def require_sound(folders: Iterable[PackFolder], expected: Expected | None = None) -> None:
+def require_sound(folders: Iterable[Packs], expected: Expected | None = None) -> None:
     """Stop before a run when any of its folders has a fault.
 
     Raises:
@@ -81,7 +81,7 @@ def _unlike(spec: PackSpec, expected: Expected) -> Iterator[str]:
         )
 
 
-def _by_index(folder: PackFolder, floor: float) -> Iterator[str]:
+def _by_index(folder: Packs, floor: float) -> Iterator[str]:
     spec, tokens, targets = folder.manifest.spec, folder.tokens, folder.targets
     share = int(targets.sum()) / max(1, int(tokens.sum()))
     if len(folder) and share < floor:
@@ -98,7 +98,7 @@ def _by_index(folder: PackFolder, floor: float) -> Iterator[str]:
             yield f"{int(mask.sum())} of {len(mask)} packs {said}, pack {first} first"
 
 
-def _by_sample(folder: PackFolder, sample: int) -> Iterator[str]:
+def _by_sample(folder: Packs, sample: int) -> Iterator[str]:
     found: dict[str, list[str]] = {}
     documents = 0
     for number in spread(len(folder), sample):

@@ -4,14 +4,17 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openqwen2vl.formats.errors import ShardError
-from openqwen2vl.formats.manifest import Manifest
+from openqwen2vl.formats.manifest import MANIFEST_NAME, Manifest
 from openqwen2vl.packing.index import Index
+
+VALIDATION = "validation"
+"""The folder of held-out packs within a folder of packs."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,29 @@ class Pack:
     targets: NDArray[np.int64]
     documents: list[dict[str, Any]]
     images: list[bytes]
+
+
+class Packs(Protocol):
+    """Packs by number, wherever they come from; the attributes are those of `PackFolder`."""
+
+    path: Path
+    manifest: Manifest
+    tokens: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    images: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Count the packs."""
+
+    def read(self, number: int) -> Pack:
+        """Give pack ``number``."""
+
+    def uid_hashes(self) -> NDArray[np.uint64]:
+        """Give the sorted 64-bit identities of the documents (see ``plan.uid_hash``)."""
+
+    def validation(self) -> "Packs | None":
+        """Give the held-out packs of the same corpus; None when nothing is held out."""
 
 
 class PackFolder:
@@ -131,6 +157,11 @@ class PackFolder:
         except (OSError, ValueError) as error:
             raise ShardError(f"{self.path}/uids.npy cannot be read; run pack again") from error
         return hashes
+
+    def validation(self) -> "PackFolder | None":
+        """Open the held-out packs beside the others; None when nothing is held out."""
+        folder = self.path / VALIDATION
+        return PackFolder(folder) if (folder / MANIFEST_NAME).is_file() else None
 
     def _descriptor(self, shard: int) -> int:
         """Open a shard once in each process; a forked copy's offsets are its parent's affair."""

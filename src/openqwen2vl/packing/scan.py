@@ -1,43 +1,35 @@
-"""Scans: what packing needs to know of one raw shard, kept in a small file beside the output."""
+"""Scans: one raw shard read, laid out and encoded into its file of the length index."""
 
-import errno
+import hashlib
+import json
+import math
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from openqwen2vl.formats.documents import Document, ImageRef
-from openqwen2vl.formats.errors import UserError
-from openqwen2vl.formats.listing import ListingShard, read_listing_shard
+from openqwen2vl.formats.corpora import Shard, read_shard, shard_path
+from openqwen2vl.formats.documents import Document
+from openqwen2vl.formats.interleaved import InterleavedRules
+from openqwen2vl.formats.listing import ListingShard
 from openqwen2vl.formats.manifest import PackSpec
-from openqwen2vl.formats.raw import read_raw_shard
+from openqwen2vl.formats.parquet import ParquetShard
 from openqwen2vl.formats.rejects import Reject
+from openqwen2vl.formats.tar import BLOCK, padded
 from openqwen2vl.formats.templates import Encoded, encode_documents, template
-from openqwen2vl.packing.plan import SPLITS, Selection, Split, uid_hash
+from openqwen2vl.packing.lengths import SCHEMA, IndexFile, Lengths, Stamp, reason_code
+from openqwen2vl.packing.locks import one_writer
+from openqwen2vl.packing.plan import uid_fraction, uid_hash
 
 _BATCH = 1024  # documents in one call of the tokenizer
-_INTS = pa.list_(pa.int64())
-_SCHEMA = pa.schema(
-    {
-        "shard": pa.string(),
-        "key": pa.string(),
-        "uid": pa.string(),
-        "ids": pa.list_(pa.int32()),
-        "targets": pa.list_(pa.int32()),
-        "length": pa.int32(),
-        "paths": pa.list_(pa.string()),
-        "offsets": _INTS,
-        "sizes": _INTS,
-        "extensions": pa.list_(pa.string()),
-    }
-)
+_MISSING = reason_code("missing_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,198 +37,155 @@ class ScanJob:
     """One raw shard to scan.
 
     Attributes:
-        number: the shard's place in the corpus.
-        shard: a tar, or a run of a LLaVA listing.
+        shard: what ``corpora.open_corpus`` gives.
         source: name of the corpus.
-        spec: what the packs are made for.
-        selection: which documents are wanted.
+        template: name of the template that lays documents out.
+        rules: which interleaved documents are taken.
         tokenizer: a folder that every worker can read.
-        folder: where the scan's files go.
-        max_images: images that a pack may hold; None means any number.
+        tokenizer_hash: of the tokenizer in it.
+        folder: where the index file goes, ``index_folder``.
     """
 
-    number: int
-    shard: Path | ListingShard
+    shard: Shard
     source: str
-    spec: PackSpec
-    selection: Selection
+    template: str
+    rules: InterleavedRules
     tokenizer: Path
+    tokenizer_hash: str
     folder: Path
-    max_images: int | None = None
 
     def __str__(self) -> str:
-        return str(self.shard if isinstance(self.shard, Path) else self.shard.path)
+        return str(shard_path(self.shard))
+
+    def index_file(self) -> IndexFile:
+        """Describe the index file of the raw shard as it is now.
+
+        Raises:
+            ShardError: the raw shard is missing.
+        """
+        path = shard_path(self.shard)
+        stamp = Stamp.of(path)
+        root = None if isinstance(self.shard, Path) else self.shard.image_root
+        also: dict[str, object] = {"image_root": None if root is None else str(root.absolute())}
+        if isinstance(self.shard, ListingShard):
+            spans = self.shard.spans
+            also["entries"] = [self.shard.first, spans[0][0], spans[-1][1], self.shard.broken]
+        # Shards of one name may come from several folders, or be runs of one listing.
+        told = json.dumps([stamp.path, also], sort_keys=True)
+        name = f"{path.stem}-{hashlib.sha256(told.encode()).hexdigest()[:12]}.parquet"
+        return IndexFile.of(self.folder / name, path.stem, stamp, folder=self.folder.name, **also)
 
 
-@dataclass
-class SplitScan:
-    """One split of a raw shard, without the documents themselves.
+def index_folder(root: Path, spec: PackSpec, source: str, rules: InterleavedRules) -> Path:
+    """Give the folder of an index in which files of one tokenizer, template, source and rules lie.
 
-    Attributes:
-        path: the Arrow file that holds the documents.
-        lengths: int32 (n,), expanded tokens of each document.
-        images: int32 (n,), images of each document.
-        hashes: uint64 (n,), ``uid_hash`` of each document.
-        rejects: what was left out, in the shard's order.
+    Args:
+        root: holds the indexes of many corpora.
+        spec: what packs are made for; context and grid do not matter.
+        source: name of the corpus.
+        rules: which interleaved documents are taken.
     """
-
-    path: Path
-    lengths: NDArray[np.int32]
-    images: NDArray[np.int32]
-    hashes: NDArray[np.uint64]
-    rejects: list[Reject] = field(default_factory=list)
+    text = json.dumps([source, asdict(rules)], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return root / f"{spec.tokenizer_hash}-{spec.template_hash}-{digest}"
 
 
-@dataclass
-class Scan:
-    """What one raw shard holds, by split, and how many documents belong to another part."""
-
-    splits: dict[Split, SplitScan]
-    outside_part: int
-
-
-@dataclass(frozen=True)
-class ScannedDocument:
-    """A document ready to be packed: compact ids, flat target spans, where its images lie."""
-
-    shard: str
-    key: str
-    uid: str
-    ids: list[int]
-    targets: list[int]
-    length: int
-    images: list[ImageRef]
-
-
-@dataclass
-class _Collected:
-    """What is gathered of one split while its shard is read."""
-
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {n: [] for n in _SCHEMA.names})
-    hashes: list[int] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
-
-
-def scan_shard(job: ScanJob) -> Scan:
-    """Read, select and encode the documents of one raw shard.
+def scan_shard(job: ScanJob) -> Lengths:
+    """Give the lengths of a raw shard, from its index file when that is current.
 
     The result depends on the job alone, whatever process runs it and in whatever order.
+
+    Raises:
+        ShardError: the raw shard is missing, or changes while it is read.
+        UserError: the disk is full.
     """
-    collected = {split: _Collected() for split in SPLITS}
-    outside = 0
-    items = _items(job)
+    file = job.index_file()
+    if not _is_current(file, job.shard):
+        with one_writer(file.path):
+            if not _is_current(file, job.shard):
+                file.write(list(_batches(job)))
+                file.stamp.check()
+    return Lengths.read(file)
+
+
+def _is_current(file: IndexFile, shard: Shard) -> bool:
+    """Whether the index still holds, the images that are files of their own included."""
+    if not file.is_current():
+        return False
+    if isinstance(shard, Path) or (isinstance(shard, ParquetShard) and shard.image_root is None):
+        return True
+    table = file.read(["paths", "sizes", "reason"])
+    if pc.any(pc.equal(table["reason"], _MISSING)).as_py():
+        return False  # it may have come by now
+    paths, sizes = (pc.list_flatten(table[name]).to_pylist() for name in ("paths", "sizes"))
+    return all("#" in path or _size(path) == size for path, size in zip(paths, sizes, strict=True))
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _batches(job: ScanJob) -> Iterator[pa.RecordBatch]:
+    tokenizer = load_saved(str(job.tokenizer), job.tokenizer_hash)
+    items = read_shard(job.shard, job.source, job.rules)
     while batch := list(islice(items, _BATCH)):
-        chosen: list[tuple[Document, Split]] = []
-        for item in batch:
-            split = job.selection.split_of(item)
-            if split is None:
-                outside += 1
-            elif isinstance(item, Reject):
-                collected[split].rejects.append(item)
-            else:
-                chosen.append((item, split))
-        _encode(chosen, job, collected)
-    return Scan({split: _save(job, split, collected[split]) for split in SPLITS}, outside)
-
-
-def _encode(
-    chosen: list[tuple[Document, Split]], job: ScanJob, collected: dict[Split, _Collected]
-) -> None:
-    tokenizer = _tokenizer(str(job.tokenizer), job.spec.tokenizer_hash)
-    documents = [document for document, _ in chosen]
-    encoded = encode_documents(documents, tokenizer, template(job.spec.template))
-    for (document, split), code in zip(chosen, encoded, strict=True):
-        length = job.spec.length(code)
-        if length > job.spec.context:
-            collected[split].rejects.append(_too_long(document, length, job.spec.context))
-        elif job.max_images is not None and code.num_images > job.max_images:
-            collected[split].rejects.append(
-                _too_many_images(document, code.num_images, job.max_images)
-            )
-        else:
-            _append(collected[split].columns, document, code, length)
-            collected[split].hashes.append(uid_hash(document))
-
-
-def _items(job: ScanJob) -> Iterator[Document | Reject]:
-    if isinstance(job.shard, ListingShard):
-        return read_listing_shard(job.shard, job.source)
-    return read_raw_shard(job.shard, job.source)
+        documents = [item for item in batch if isinstance(item, Document)]
+        encoded = iter(encode_documents(documents, tokenizer, template(job.template)))
+        yield index_rows((i, next(encoded) if isinstance(i, Document) else None) for i in batch)
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(folder: str, tokenizer_hash: str) -> PreTrainedTokenizerFast:
+def load_saved(folder: str, tokenizer_hash: str) -> PreTrainedTokenizerFast:
     """Load a tokenizer once a process; the hash tells two that lay in the same folder apart."""
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
-def _too_long(document: Document, length: int, context: int) -> Reject:
-    detail = f"{length} tokens, the context holds {context}"
-    return Reject(document.source, document.shard, document.key, document.uid, "too_long", detail)
+def index_rows(items: Iterator[tuple[Document | Reject, Encoded | None]]) -> pa.RecordBatch:
+    """Lay documents, each with its code, and rejects, which have none, out as rows of an index."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for item, code in items:
+        if isinstance(item, Document) and code is not None:
+            row = _document_row(item, code)
+        elif isinstance(item, Reject):
+            row = _reject_row(item)
+        for name, value in zip(SCHEMA.names, row, strict=True):
+            columns[name].append(value)
+    return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
 
-def _too_many_images(document: Document, images: int, most: int) -> Reject:
-    detail = f"{images} images, a pack holds {most}"
-    return Reject(
-        document.source, document.shard, document.key, document.uid, "too_many_images", detail
+def _document_row(document: Document, code: Encoded) -> tuple[Any, ...]:
+    """Give the values in the order of the schema."""
+    images, uid = document.images, document.uid
+    return (
+        document.key,
+        uid,
+        uid_hash(document),
+        uid_fraction(uid, "part"),
+        uid_fraction(uid, "validation"),
+        document.turns[0].role not in ("caption", "interleaved"),
+        len(code.ids),
+        code.num_images,
+        sum(BLOCK + padded(image.size) for image in images),
+        0,
+        None,
+        code.ids,
+        [edge for span in code.targets for edge in span],
+        [image.path for image in images],
+        [image.offset for image in images],
+        [image.size for image in images],
+        [image.extension for image in images],
     )
 
 
-def _append(
-    columns: dict[str, list[Any]], document: Document, encoded: Encoded, length: int
-) -> None:
-    row = {
-        "shard": document.shard,
-        "key": document.key,
-        "uid": document.uid,
-        "ids": encoded.ids,
-        "targets": [edge for span in encoded.targets for edge in span],
-        "length": length,
-        "paths": [image.path for image in document.images],
-        "offsets": [image.offset for image in document.images],
-        "sizes": [image.size for image in document.images],
-        "extensions": [image.extension for image in document.images],
-    }
-    for name, value in row.items():
-        columns[name].append(value)
-
-
-def _save(job: ScanJob, split: Split, collected: _Collected) -> SplitScan:
-    path = job.folder / f"scan-{job.number:06d}-{split}.arrow"
-    table = pa.table(collected.columns, schema=_SCHEMA)
-    try:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            writer.write_table(table)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"no space left while writing {path}; free some or choose another folder"
-            ) from error
-        raise
-    lengths = np.array(collected.columns["length"], np.int32)
-    images = np.array([len(paths) for paths in collected.columns["paths"]], np.int32)
-    hashes = np.array(collected.hashes, np.uint64)
-    return SplitScan(path, lengths, images, hashes, collected.rejects)
-
-
-class ScanReader:
-    """The documents of one scan's split, by row; the file is mapped, not loaded."""
-
-    def __init__(self, path: Path) -> None:
-        with pa.memory_map(str(path)) as source:
-            self._table = pa.ipc.open_file(source).read_all()
-
-    def read(self, row: int) -> ScannedDocument:
-        """Give the document of a row."""
-        (fields,) = self._table.slice(row, 1).to_pylist()
-        images = [
-            ImageRef(*where)
-            for where in zip(
-                fields.pop("paths"),
-                fields.pop("offsets"),
-                fields.pop("sizes"),
-                fields.pop("extensions"),
-                strict=True,
-            )
-        ]
-        return ScannedDocument(**fields, images=images)
+def _reject_row(reject: Reject) -> tuple[Any, ...]:
+    # What is lost of a shard without a key is told in every part.
+    known = bool(reject.key)
+    part, validation = (
+        uid_fraction(reject.uid, salt) if known else math.nan for salt in ("part", "validation")
+    )
+    code = reason_code(reject.reason)
+    row = (reject.key, reject.uid, 0, part, validation, False, 0, 0, 0, code, reject.detail)
+    return (*row, [], [], [], [], [], [])

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.corpora import Shard, open_corpus, shard_path
 from openqwen2vl.formats.errors import PackError
+from openqwen2vl.formats.interleaved import DEFAULT_RULES
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.packing.audit import LISTED, Faults
 from openqwen2vl.packing.census import OUTSIDE, Census, CensusJob, join_censuses, take_census
 from openqwen2vl.packing.compare import compare_images, hash_shards
 from openqwen2vl.packing.entries import shard_entries
-from openqwen2vl.packing.holdings import VALIDATION, Holdings, read_holdings
+from openqwen2vl.packing.holdings import Holdings, read_holdings
 from openqwen2vl.packing.plan import SPLITS, Selection
+from openqwen2vl.packing.reader import VALIDATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,16 @@ class _Corpus:
                     yield f"{shard_path(shard).stem}/{entry.key} (uid {entry.uid})"
 
 
+def _refuse_rewritten(packs: Sequence[Path], manifests: Sequence[Manifest]) -> None:
+    """Refuse packs whose documents are not those that the corpus tells by default."""
+    for path, manifest in zip(packs, manifests, strict=True):
+        if manifest.interleaved != DEFAULT_RULES or manifest.overlong != "reject":
+            raise PackError(
+                f"{path} was packed with overlong={manifest.overlong} and {manifest.interleaved}; "
+                "verify proves packs of overlong=reject and the default rules only"
+            )
+
+
 def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
     """Compare a corpus with its packs, document by document.
 
@@ -98,6 +110,7 @@ def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
     if not request.packs:
         raise PackError("packs names no folder; give the packs' folder, or [DIR,DIR] of its parts")
     manifests = [Manifest.load(path) for path in request.packs]
+    _refuse_rewritten(request.packs, manifests)
     corpus = _read_corpus(request, [Selection(m.part, m.validation) for m in manifests], mapper)
     found = Verification(documents=len(corpus.census))
     folders: list[list[Holdings]] = []
