@@ -72,7 +72,7 @@ def run(config: DictConfig) -> dict[str, object]:
     with make_bar() as bar:
         workers = config.workers or len(os.sched_getaffinity(0))
         manifest = pack_folder(request, tokenizer, with_progress(bar, workers, config.context))
-    names = [
+    names = (
         "fill",
         "lower_bound",
         "image_lower_bound",
@@ -80,15 +80,15 @@ def run(config: DictConfig) -> dict[str, object]:
         "rejects",
         "outside_part",
         "shortened",
-    ]
+    )
     figures = asdict(manifest.counts) | {name: getattr(manifest, name) for name in names}
-    shown = {k: _short(v) for k, v in figures.items() if not (v is None or isinstance(v, dict))}
-    table = Table("", *shown, box=None)
-    table.add_row(source.name, *shown.values())
-    console = Console()
-    console.print(table)
-    console.print(f"windows: {_counted(manifest.packers)}")
-    console.print(f"rejected: {_counted(manifest.rejects) or 'none'}")
+    table = Table(
+        title=f"{source.name} -> {request.out}", title_justify="left", show_header=False, box=None
+    )
+    for name, value in figures.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), _short(value))
+    Console().print(table)
     return {**figures, "seconds": time.perf_counter() - started}
 
 
@@ -97,4 +97,8 @@ def _counted(numbers: dict[str, int]) -> str:
 
 
 def _short(value: object) -> str:
-    return f"{value:.2%}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict):
+        return _counted(value) or "none"
+    if isinstance(value, float):
+        return f"{value:.2%}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
