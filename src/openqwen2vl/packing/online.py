@@ -21,17 +21,17 @@ from transformers import PreTrainedTokenizerFast
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.corpora import open_corpus
 from openqwen2vl.formats.errors import PackError
-from openqwen2vl.formats.manifest import Counts, Manifest
+from openqwen2vl.formats.manifest import Counts
 from openqwen2vl.packing.choose import Choice
 from openqwen2vl.packing.gather import gather
 from openqwen2vl.packing.layout import Layout, plan_windows
-from openqwen2vl.packing.ledger import count_reasons
 from openqwen2vl.packing.lengths import IndexFile
 from openqwen2vl.packing.pictures import ImageBytes
 from openqwen2vl.packing.plan import Split
 from openqwen2vl.packing.reader import Pack
 from openqwen2vl.packing.request import PackRequest
 from openqwen2vl.packing.shards import pack_content
+from openqwen2vl.packing.split import describe
 from openqwen2vl.packing.writer import index_corpus
 
 _KEPT_TABLES = 64  # index files in a process' memory, a few megabytes each
@@ -80,7 +80,28 @@ class OnlinePacks:
             packs_per_shard=request.packs_per_shard,
             packer=request.packer,
         )
-        layouts = list(chain.from_iterable(window.layouts for window in windows))
+        self._place(list(chain.from_iterable(window.layouts for window in windows)), choices)
+        self._hashes = np.sort(np.concatenate([c.hashes[c.kept(split)] for c in choices]))
+        self.tokens = self._totals([choice.lengths for choice in choices])
+        self.images = self._totals([choice.images for choice in choices])
+        self.targets = self._totals(_targets(choices, self._files))
+        self.manifest = describe(
+            request,
+            split,
+            choices,
+            [window.packer for window in windows],
+            self._counts(),
+            shards=(),
+            max_documents=int(self.documents.max(initial=0)),
+            max_images=int(self.images.max(initial=0)),
+        )
+        self._held_out: OnlinePacks | None = None
+        if split == "train" and request.selection.validation:
+            self._held_out = OnlinePacks(request, "validation", choices, mapper)
+        self._pictures: tuple[int, ImageBytes | None] = (0, None)
+
+    def _place(self, layouts: Sequence[Layout], choices: Sequence[Choice]) -> None:
+        """Keep which documents are in which pack, and the index files that hold them."""
         self._documents = _joined([layout.files for layout in layouts], np.int32)
         self._rows = _joined([layout.rows for layout in layouts], np.int32)
         sizes = _joined([np.diff(layout.starts) for layout in layouts], np.int64)
@@ -89,16 +110,7 @@ class OnlinePacks:
             number: _KeptIndex(**vars(choices[number].file))
             for number in np.unique(self._documents).tolist()
         }
-        self._hashes = np.sort(np.concatenate([c.hashes[c.kept(split)] for c in choices]))
         self.documents = sizes
-        self.tokens = self._totals([choice.lengths for choice in choices])
-        self.images = self._totals([choice.images for choice in choices])
-        self.targets = self._totals(_targets(choices, self._files))
-        self.manifest = self._manifest(request, split, choices, [w.packer for w in windows])
-        self._held_out: OnlinePacks | None = None
-        if split == "train" and request.selection.validation:
-            self._held_out = OnlinePacks(request, "validation", choices, mapper)
-        self._pictures: tuple[int, ImageBytes | None] = (0, None)
 
     def _totals(self, values: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
         """Sum a column of the documents over each pack."""
@@ -110,35 +122,13 @@ class OnlinePacks:
         totals: NDArray[np.int64] = before[self._starts[1:]] - before[self._starts[:-1]]
         return totals
 
-    def _manifest(
-        self, request: PackRequest, split: Split, choices: Sequence[Choice], packers: list[str]
-    ) -> Manifest:
-        packs, tokens, images = len(self), int(self.tokens.sum()), int(self.images.sum())
-        context, most = request.spec.context, request.max_images
-        return Manifest(
-            spec=request.spec,
-            source=request.source,
-            part=request.selection.part,
-            validation=request.selection.validation,
-            split=split,
-            counts=Counts(
-                packs=packs,
-                documents=int(self.documents.sum()),
-                images=images,
-                tokens=tokens,
-                targets=int(self.targets.sum()),
-            ),
-            fill=tokens / (packs * context) if packs else 0.0,
-            lower_bound=-(-tokens // context),
-            rejects=count_reasons(choices, split),
-            outside_part=sum(c.outside for c in choices) if split == "train" else 0,
-            shards=(),
-            max_documents=int(self.documents.max(initial=0)),
-            max_images=int(self.images.max(initial=0)),
-            packers={name: packers.count(name) for name in sorted(packers)},
-            image_limit=most,
-            image_lower_bound=None if most is None else -(-images // most),
-            interleaved=request.rules,
+    def _counts(self) -> Counts:
+        return Counts(
+            packs=len(self),
+            documents=int(self.documents.sum()),
+            images=int(self.images.sum()),
+            tokens=int(self.tokens.sum()),
+            targets=int(self.targets.sum()),
         )
 
     def __len__(self) -> int:

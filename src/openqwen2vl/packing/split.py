@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from openqwen2vl.engine.local import Mapper
-from openqwen2vl.formats.manifest import Counts, Manifest
+from openqwen2vl.formats.manifest import Counts, Manifest, ShardEntry
 from openqwen2vl.packing.choose import Choice, read_rejects
 from openqwen2vl.packing.finished import WrittenShard, remove_others
 from openqwen2vl.packing.index import join_indexes
@@ -97,40 +97,71 @@ class SplitPlan:
         return self._manifest(written)
 
     def _manifest(self, written: list[WrittenShard]) -> Manifest:
-        request, split = self.request, self.split
-        packs = sum(shard.entry.packs for shard in written)
-        tokens, images = sum(s.tokens for s in written), sum(s.images for s in written)
-        context, most = request.spec.context, request.max_images
-        packers = sorted(window.packer for window in self.windows)
-        outside = sum(choice.outside for choice in self.choices) if split == "train" else 0
-        shortened = [choice.kept(split).sum() for choice in self.choices if choice.shortened]
-        return Manifest(
-            spec=request.spec,
-            source=request.source,
-            part=request.selection.part,
-            validation=request.selection.validation,
-            split=split,
-            counts=Counts(
-                packs=packs,
-                documents=sum(shard.documents for shard in written),
-                images=images,
-                tokens=tokens,
-                targets=sum(shard.targets for shard in written),
-            ),
-            fill=tokens / (packs * context) if packs else 0.0,
-            lower_bound=-(-tokens // context),
-            rejects=count_reasons(self.choices, split),
-            outside_part=outside,
+        counts = Counts(
+            packs=sum(shard.entry.packs for shard in written),
+            documents=sum(shard.documents for shard in written),
+            images=sum(shard.images for shard in written),
+            tokens=sum(shard.tokens for shard in written),
+            targets=sum(shard.targets for shard in written),
+        )
+        return describe(
+            self.request,
+            self.split,
+            self.choices,
+            [window.packer for window in self.windows],
+            counts,
             shards=tuple(shard.entry for shard in written),
             max_documents=max((shard.max_documents for shard in written), default=0),
             max_images=max((shard.max_images for shard in written), default=0),
-            packers={name: packers.count(name) for name in packers},
-            image_limit=most,
-            image_lower_bound=None if most is None else -(-images // most),
-            interleaved=request.rules,
-            overlong=request.overlong,
-            shortened=int(sum(shortened)),
         )
+
+
+def describe(
+    request: PackRequest,
+    split: Split,
+    choices: Sequence[Choice],
+    packers: Sequence[str],
+    counts: Counts,
+    *,
+    shards: tuple[ShardEntry, ...],
+    max_documents: int,
+    max_images: int,
+) -> Manifest:
+    """Give the manifest of a split's packs.
+
+    Args:
+        request: what was packed.
+        split: which split.
+        choices: of all index files.
+        packers: which packer laid each window out.
+        counts: totals over the packs.
+        shards: the packed shards; none when nothing was written.
+        max_documents: most documents in one pack.
+        max_images: most images in one pack.
+    """
+    context, most = request.spec.context, request.max_images
+    shortened = [choice.kept(split).sum() for choice in choices if choice.shortened]
+    return Manifest(
+        spec=request.spec,
+        source=request.source,
+        part=request.selection.part,
+        validation=request.selection.validation,
+        split=split,
+        counts=counts,
+        fill=counts.tokens / (counts.packs * context) if counts.packs else 0.0,
+        lower_bound=-(-counts.tokens // context),
+        rejects=count_reasons(choices, split),
+        outside_part=sum(c.outside for c in choices) if split == "train" else 0,
+        shards=shards,
+        max_documents=max_documents,
+        max_images=max_images,
+        packers={name: packers.count(name) for name in sorted(packers)},
+        image_limit=most,
+        image_lower_bound=None if most is None else -(-counts.images // most),
+        interleaved=request.rules,
+        overlong=request.overlong,
+        shortened=int(sum(shortened)),
+    )
 
 
 def plan_split(
