@@ -14,7 +14,7 @@ from openqwen2vl.formats.documents import IMAGE, Document, ImageRef, Turn
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.parquet import ParquetShard, parquet_shards, read_parquet_shard
 from openqwen2vl.formats.rejects import REASONS, Reject
-from openqwen2vl.packing.shards import ImageBytes
+from openqwen2vl.packing.pictures import ImageBytes
 
 RNG = random.Random(0)
 PICTURES = [picture(RNG, format=f) for f in ("JPEG", "PNG", "WEBP", "JPEG", "GIF")]

@@ -16,7 +16,7 @@ from openqwen2vl.packing.audit import Faults
 from openqwen2vl.packing.census import Census, without_collector
 from openqwen2vl.packing.entries import shard_entries
 from openqwen2vl.packing.holdings import Holdings
-from openqwen2vl.packing.shards import ImageBytes
+from openqwen2vl.packing.pictures import ImageBytes
 
 
 @dataclass(frozen=True)

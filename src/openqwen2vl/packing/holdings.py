@@ -20,7 +20,7 @@ from openqwen2vl.packing.audit import Audit, AuditJob, Faults, audit_shard, no_d
 from openqwen2vl.packing.census import identity
 from openqwen2vl.packing.index import INDEX_NAME, Index
 from openqwen2vl.packing.plan import Split, uid_hash
-from openqwen2vl.packing.writer import REJECTS_NAME, UIDS_NAME
+from openqwen2vl.packing.split import REJECTS_NAME, UIDS_NAME
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,7 @@ from openqwen2vl.packing.index import IndexRow
 from openqwen2vl.packing.layout import Layout
 from openqwen2vl.packing.lengths import IndexFile
 from openqwen2vl.packing.locks import one_writer
-from openqwen2vl.packing.pictures import ImageBytes as ImageBytes
-from openqwen2vl.packing.pictures import Spilled, spill_cells
+from openqwen2vl.packing.pictures import ImageBytes, Spilled, spill_cells
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ from openqwen2vl.packing.request import make_spec as make_spec
 from openqwen2vl.packing.scan import ScanJob, index_folder, scan_shard
 from openqwen2vl.packing.shorten import shorten
 from openqwen2vl.packing.space import check_space
-from openqwen2vl.packing.split import REJECTS_NAME as REJECTS_NAME
-from openqwen2vl.packing.split import UIDS_NAME as UIDS_NAME
-from openqwen2vl.packing.split import plan_split
+from openqwen2vl.packing.split import REJECTS_NAME, UIDS_NAME, plan_split
 
 _WORK = ".work"
 
