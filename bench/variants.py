@@ -59,8 +59,8 @@ def prepare(model: MLLM, variant: str) -> None:
 
 
 def _ours(model: MLLM, batch: Micro) -> Tensor:
-    """As ``MLLMModule.losses``: hidden states, rows of targets, chunks of logits."""
-    hidden = model(
+    """As ``MLLMModule.losses``: hidden states of target rows, chunks of logits."""
+    rows = model(
         input_ids=batch["input_ids"],
         position_ids=batch["position_ids"],
         images=batch["images"],
@@ -68,8 +68,8 @@ def _ours(model: MLLM, batch: Micro) -> Tensor:
         cu_seqlens=batch["cu_seqlens"],
         max_length=batch["max_length"],
         grid=batch["grid"],
+        read_positions=batch["target_positions"],
     )
-    rows = hidden.flatten(0, 1)[batch["target_positions"]]
     return target_losses(rows, batch["target_ids"], model.head_weight).sum()
 
 

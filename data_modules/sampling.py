@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import Sampler
 
+from openqwen2vl.packing.balance import balanced, place
 from openqwen2vl.packing.budget import accumulation
 from openqwen2vl.packing.mixture import Mixture
 from openqwen2vl.packing.order import Order, PackKey
@@ -16,7 +17,7 @@ class MicroBatch:
 
     Attributes:
         step: the global batch it is part of.
-        slot: place of its first pack in the global batch.
+        slot: number of packs in the global batch's micro-batches before this one.
         keys: its packs.
         global_targets: target tokens of the whole global batch, by the index: the loss's divisor.
         ghosts: how many of the last rows only keep ranks in step and count for nothing.
@@ -32,7 +33,8 @@ class MicroBatch:
 class StepBatches(Sampler[MicroBatch]):
     """This rank's micro-batches, global batch by global batch, from ``start``.
 
-    Swapping ranks for accumulation gives the same micro-batches, so the loss does not move.
+    Swapping ranks for accumulation gives the same micro-batches, so the loss does not move. They
+    are balanced by images, the tower's load; see ``packing.balance``.
     """
 
     def __init__(
@@ -50,15 +52,17 @@ class StepBatches(Sampler[MicroBatch]):
     def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self.start, self.order.steps):
             keys = self.order.packs(step)
-            targets = sum(
-                int(self.mixture.folders[key.grid][key.source].targets[key.pack]) for key in keys
-            )
+            folders = [self.mixture.folders[key.grid][key.source] for key in keys]
+            pairs = list(zip(folders, keys, strict=True))
+            targets = sum(int(folder.targets[key.pack]) for folder, key in pairs)
+            images = [int(folder.images[key.pack]) for folder, key in pairs]
+            groups = balanced(images, self.micro_batch)
             for turn in range(self.accumulation):
-                slot = (turn * self.ranks + self.rank) * self.micro_batch
+                number = place(turn, self.rank, self.ranks)
                 yield MicroBatch(
                     step=step,
-                    slot=slot,
-                    keys=tuple(keys[slot : slot + self.micro_batch]),
+                    slot=number * self.micro_batch,
+                    keys=tuple(keys[pack] for pack in groups[number]),
                     global_targets=targets,
                 )
 

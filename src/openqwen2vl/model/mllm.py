@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model import attention as packed
 from openqwen2vl.model import generation
+from openqwen2vl.model.last_layer import KEYWORD, ReadRows
 from openqwen2vl.model.projector import PooledProjector, ProjectorFactory
 from openqwen2vl.model.vision import VisionTower
 
@@ -80,6 +81,7 @@ class MLLM(nn.Module):
         self.attention = attention
         packed.register()
         llm.set_attn_implementation(packed.NAME)
+        ReadRows(self.decoder_layers[-1])
 
     def forward(
         self,
@@ -90,6 +92,7 @@ class MLLM(nn.Module):
         cu_seqlens: Tensor,
         max_length: int,
         grid: int,
+        read_positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of a batch of packs; every document by itself.
 
@@ -101,16 +104,17 @@ class MLLM(nn.Module):
             cu_seqlens: int32 (segments+1,), boundaries over B*T; trailing repeats are empty.
             max_length: at least the longest segment; a constant keeps compiled code.
             grid: G the batch was made for.
+            read_positions: int64 (N,), flat, each once: the only ones whose states are wanted.
 
         Returns:
-            (B, T, D), after the decoder's final norm.
+            (B, T, D) after the decoder's final norm, or (N, D) of ``read_positions``.
 
         Raises:
             ValueError: the batch was made for another grid, or images and positions do not match.
         """
         self._check_batch(images, image_positions, grid)
         embeddings = self.embed(input_ids, self.image_rows(images), image_positions)
-        return self.decode(embeddings, position_ids, cu_seqlens, max_length)
+        return self.decode(embeddings, position_ids, cu_seqlens, max_length, read_positions)
 
     def image_rows(self, images: Tensor) -> Tensor:
         """Visual tokens of all images in order.
@@ -140,15 +144,15 @@ class MLLM(nn.Module):
         return flat.index_copy(0, image_positions, image_rows.to(text.dtype)).view_as(text)
 
     def decode(
-        self, embeddings: Tensor, position_ids: Tensor, cu_seqlens: Tensor, max_length: int
+        self,
+        embeddings: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_length: int,
+        read_positions: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states of embedded packs; arguments as of ``forward``.
-
-        Returns:
-            (B, T, D), after the final norm.
-        """
-        # use_cache is passed although the config says the same: with a cache, transformers takes
-        # a packed row for one document.
+        """Hidden states of embedded packs; arguments and result as of ``forward``."""
+        # use_cache, whatever the config: with a cache, transformers takes a pack for one document.
         hidden: Tensor = self.llm.base_model(
             inputs_embeds=embeddings,
             position_ids=position_ids,
@@ -156,8 +160,11 @@ class MLLM(nn.Module):
             cu_seq_lens_q=cu_seqlens,
             max_length_q=max_length,
             attention_backend=self.attention,
+            **{KEYWORD: read_positions},
         ).last_hidden_state
-        return hidden
+        if read_positions is None:
+            return hidden
+        return hidden.flatten(0, 1).index_select(0, read_positions)
 
     def head(self, rows: Tensor) -> Tensor:
         """Logits of hidden states: (N, D) to (N, V)."""
@@ -188,8 +195,7 @@ class MLLM(nn.Module):
         if mode not in ("none", "full"):
             raise ConfigError(f'checkpointing is "{mode}"; choose none or full')
         for layer in self.decoder_layers:
-            # The two names a transformers layer reads; its own switch on the whole model was
-            # renamed within version 5.
+            # What a layer reads; transformers renamed its switch on the whole model in version 5.
             layer.gradient_checkpointing = mode == "full"
             layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
@@ -269,8 +275,7 @@ class MLLM(nn.Module):
         if image_positions.shape[0] != expected:
             raise ValueError(
                 f"{images.shape[0]} images at grid {grid} make {expected} visual tokens, but the "
-                f"batch names {image_positions.shape[0]} positions for them; each image needs "
-                f"{grid * grid}"
+                f"batch names {image_positions.shape[0]} positions for them; it wants one for each"
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from openqwen2vl.model.last_layer import reads_rows
 from openqwen2vl.model.mllm import MLLM
 
 
@@ -20,6 +21,8 @@ class FlopSpec:
 
     Attributes:
         llm_linear: all decoder layers' linear maps, for one token.
+        llm_last_forward: the part of ``llm_linear`` that is the last layer's feed-forward, which
+            only rows with a target need; 0 where it is computed for all (experts).
         llm_attention: heads x head width x layers: the scores of one query-key pair and their use
             each take this much.
         head: output embedding, for one row of logits.
@@ -33,6 +36,7 @@ class FlopSpec:
     """
 
     llm_linear: int
+    llm_last_forward: int
     llm_attention: int
     head: int
     projector_first: int
@@ -55,6 +59,7 @@ class FlopSpec:
         tower_input, tower = _tower(model)
         return cls(
             llm_linear=sum(sum(_linear_sizes(layer)) for layer in layers),
+            llm_last_forward=_last_forward(layers[-1]),
             llm_attention=sum(_query_width(layer) for layer in layers),
             head=model.head_weight.numel(),
             projector_first=projector[0],
@@ -112,8 +117,9 @@ def strict_flops(spec: FlopSpec, work: Work) -> dict[str, int]:
     rest = _passes(spec.projector_trains, spec.projector_trains or spec.tower_trains)
     first = _passes(spec.projector_trains, spec.tower_trains)
     tower = spec.tower_trains
+    unread = spec.llm_last_forward * (work.tokens - work.targets)
     parts = {
-        "llm_linear": 2 * llm * spec.llm_linear * work.tokens,
+        "llm_linear": 2 * llm * (spec.llm_linear * work.tokens - unread),
         "llm_attention": 4 * attention * spec.llm_attention * work.pairs,
         "head": 2 * llm * spec.head * work.targets,
         "projector": 2
@@ -163,6 +169,11 @@ def _linear_sizes(module: nn.Module) -> list[int]:
             "nn.Linear; only dense layers are counted"
         )
     return [linear.weight.numel() for linear in linears]
+
+
+def _last_forward(layer: Any) -> int:
+    """Multiply-adds of a feed-forward for one token, if it can leave tokens out."""
+    return sum(_linear_sizes(layer.mlp)) if reads_rows(layer) else 0
 
 
 def _query_width(layer: Any) -> int:

@@ -95,7 +95,7 @@ class MLLMModule(pl.LightningModule):
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
         """Give the cross-entropy of each target: float32 (N,)."""
-        hidden = self.model(
+        rows = self.model(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             images=batch["images"],
@@ -103,8 +103,8 @@ class MLLMModule(pl.LightningModule):
             cu_seqlens=batch["cu_seqlens"],
             max_length=batch["max_length"],
             grid=batch["grid"],
+            read_positions=batch["target_positions"],
         )
-        rows = hidden.flatten(0, 1)[batch["target_positions"]]
         return target_losses(rows, batch["target_ids"], self.model.head_weight)
 
     def configure_optimizers(self) -> Any:
