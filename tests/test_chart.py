@@ -3,7 +3,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from openqwen2vl.pages.chart import Mark, Series, line_chart
+from openqwen2vl.pages.axes import Mark
+from openqwen2vl.pages.chart import Series, line_chart
 
 LINE = Series("loss", [(1, 4.0), (2, 2.5), (3, 1.0)])
 

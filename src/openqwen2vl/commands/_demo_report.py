@@ -7,7 +7,8 @@ from typing import Any
 
 from openqwen2vl.evaluation.choices import Judged, accuracy, by_topic, chance
 from openqwen2vl.formats.manifest import Manifest
-from openqwen2vl.pages.chart import Mark, Series, line_chart
+from openqwen2vl.pages.axes import Mark
+from openqwen2vl.pages.chart import Series, line_chart
 from openqwen2vl.pages.page import Page, Tile
 from openqwen2vl.training.csv_log import read_rows
 
