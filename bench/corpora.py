@@ -19,7 +19,8 @@ from openqwen2vl.formats.raw import raw_shards, read_raw_shard
 from openqwen2vl.formats.rejects import Reject
 from openqwen2vl.formats.tokens import train_tokenizer
 from openqwen2vl.packing.reader import Pack, PackFolder
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.request import PackRequest, make_spec
+from openqwen2vl.packing.writer import pack_folder
 
 DEMO_VOCABULARY, PHOTO_VOCABULARY = 512, 2048
 # 5B tokens over 29M pairs at 144 visual tokens leave 28.4 for the text, of which three are the
@@ -70,7 +71,7 @@ def demo_steps(folder: Path, count: int, packs: int, context: int, grid: int) ->
 def photo_steps(folder: Path, count: int, packs: int, context: int, grid: int) -> Steps:
     """Pack pairs as in pre-training, like ``photo_packs``; arguments as of ``demo_steps``."""
     documents = int(PLENTY * packs * context / (grid**2 + PHOTO_TEXT))
-    _write_photos(folder, count, documents, (512, 384))
+    write_photos(folder, count, documents, (512, 384))
     return _steps(_packed(folder, PHOTO_VOCABULARY, context, grid, documents), 1, packs)
 
 
@@ -83,16 +84,17 @@ def photo_packs(
     keeps no memory of them.
     """
     documents = int(packs * context / (grid**2 + PHOTO_TEXT))
-    _write_photos(folder, 1, documents, size)
+    write_photos(folder, 1, documents, size)
     return _packed(folder, PHOTO_VOCABULARY, context, grid, documents)
 
 
-def _write_photos(folder: Path, shards: int, documents: int, size: tuple[int, int]) -> None:
+def write_photos(folder: Path, shards: int, documents: int, size: tuple[int, int]) -> None:
+    """Write raw shards of captions and photos of ``size`` pixels below ``folder/raw``."""
     rng = random.Random(0)
     photos = [_photo(np.random.default_rng([0, i]), size) for i in range(DISTINCT_PHOTOS)]
     for shard in range(shards):
         samples = (
-            Sample(f"{shard}-{i}", rng.choice(photos), *size, caption=_caption(rng))
+            Sample(f"{shard}-{i}", rng.choice(photos), *size, caption=caption(rng))
             for i in range(documents)
         )
         write_raw_shard(folder / "raw" / f"{shard:05d}.tar", samples)
@@ -124,7 +126,7 @@ def _texts(raw: Path) -> Iterator[str]:
                 yield document.turns[0].text
 
 
-def _caption(rng: random.Random) -> str:
+def caption(rng: random.Random) -> str:
     """Words whose number follows a log-normal law; the tokenizer makes one token of each."""
     mean = np.log(CAPTION_TOKENS) - CAPTION_SIGMA**2 / 2
     count = round(rng.lognormvariate(mean, CAPTION_SIGMA))

@@ -30,7 +30,8 @@ from openqwen2vl.formats.tokens import train_tokenizer
 from openqwen2vl.packing.bins import Limits, first_fit_decreasing
 from openqwen2vl.packing.fill import seed_fill_close
 from openqwen2vl.packing.packers import pack
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.request import PackRequest, make_spec
+from openqwen2vl.packing.writer import pack_folder
 
 CONTEXT, GRID, SIDE, VOCABULARY = 4096, 12, 384, 2048
 PHOTO = (392, 344)  # about 42 KiB at the quality of the corpora

@@ -36,6 +36,16 @@ def packing(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
     return quick("packing.py", tmp_path_factory.mktemp("bench") / "packing.json")
 
 
+@pytest.fixture(scope="module")
+def verifying(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    return quick("verify.py", tmp_path_factory.mktemp("bench") / "verify.json")
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[str]]:
+    return quick("online.py", tmp_path_factory.mktemp("bench") / "online.json")
+
+
 def test_step_measures_every_variant(step: tuple[dict[str, Any], list[str]]) -> None:
     figures, _ = step
     assert set(figures["variants"]) == {"ours", "padded", "grouped", "full"}
@@ -119,7 +129,27 @@ def test_packing_keeps_bytes_that_pixels_multiply(
     assert sizes["pixels"] == pytest.approx(3 * 384 * 384 / 1024, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["step", "loader", "packing"])
+def test_verify_measures_both_modes_at_each_size(
+    verifying: tuple[dict[str, Any], list[str]],
+) -> None:
+    assert set(verifying[0]["corpora"]) == {"1000", "15000", "75000"}
+    for modes in verifying[0]["corpora"].values():
+        for mode in ("index", "deep"):
+            found = modes[mode]
+            assert found["same_counts"] is True
+            assert found["documents_per_s"]["ours"]["min"] > 0
+            assert (found["megabytes_per_s"]["ours"]["min"] > 0) == (mode == "deep")
+    assert verifying[0]["corpora"]["1000"]["index"]["ratio"]["max"] > 1
+
+
+def test_online_gives_the_packs_that_were_written(online: tuple[dict[str, Any], list[str]]) -> None:
+    figures, _ = online
+    assert figures["same_packs"] is True
+    assert set(figures["tokens_per_s"]) == {"online", "packed"}
+    assert 0 < figures["ratio"]["min"] <= figures["ratio"]["max"]
+
+
+@pytest.mark.parametrize("name", ["step", "loader", "packing", "verifying", "online"])
 def test_the_last_line_is_the_headline_ratio(name: str, request: pytest.FixtureRequest) -> None:
     figures, lines = request.getfixturevalue(name)
     assert lines[-1] == figures["headline"]

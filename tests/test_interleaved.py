@@ -228,13 +228,5 @@ def test_pages_are_packed_whole_with_their_images_in_order(tmp_path):
     assert found == expected
 
 
-@pytest.mark.parametrize("texts", [{"texts": ["a", None]}, {"text_list": ["a", "b"]}])
-def test_images_within_the_json_are_told_to_be_written_beside_it(texts):
-    info = {"image_base64": "/9j/", "matched_text_index": 1}
-    infos = [None, info] if "texts" in texts else [info]
-    with pytest.raises(Unusable, match="base64 is not read, write the images as files"):
-        parse_interleaved(texts | {"image_info": infos}, 0)
-
-
 def test_image_places_may_hold_anything_but_null():
     assert reason({"texts": [None, "a"], "image_info": [5, None]}, 0) == "image_count"

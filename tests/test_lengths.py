@@ -16,8 +16,7 @@ from support.shards import (
 )
 
 from openqwen2vl.engine.local import map_inline
-from openqwen2vl.formats.documents import Document
-from openqwen2vl.formats.errors import PackError, UserError
+from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.raw import read_raw_shard
 from openqwen2vl.formats.templates import encode_document, template
@@ -33,7 +32,7 @@ from openqwen2vl.packing.plan import (
     uid_hash,
 )
 from openqwen2vl.packing.reader import PackFolder
-from openqwen2vl.packing.writer import make_spec
+from openqwen2vl.packing.request import make_spec
 
 JPEG = picture(random.Random(0))
 
@@ -253,41 +252,6 @@ def test_the_space_that_packs_need_is_told_within_a_tenth(raw, tokenizer, tmp_pa
     manifest = pack(raw, tmp_path / "out", tokenizer)
     written = sum(shard.bytes for shard in manifest.shards)
     assert written <= told[0] <= 1.2 * written
-
-
-def test_overlong_conversations_go_in_without_their_last_turns(tokenizer, tmp_path):
-    write_conversation_shard(tmp_path / "raw" / "0.tar", 20, seed=1, max_images=2, max_rounds=6)
-    keys = {"context": 110, "selection": Selection(validation=0.2)}
-    rejected = pack(tmp_path / "raw", tmp_path / "whole", tokenizer, **keys)
-    shortened = pack(
-        tmp_path / "raw", tmp_path / "short", tokenizer, overlong="drop_last_turns", **keys
-    )
-    assert rejected.rejects["too_long"] > 3
-    held = [PackFolder(tmp_path / "short" / s).manifest for s in ("", "validation")]
-    lost = [PackFolder(tmp_path / "whole" / s).manifest for s in ("", "validation")]
-    for short, whole in zip(held, lost, strict=True):
-        assert short.shortened == whole.rejects.get("too_long", 0) - short.rejects.get(
-            "too_long", 0
-        )
-        assert short.counts.documents == whole.counts.documents + short.shortened
-        assert (short.overlong, whole.overlong, whole.shortened) == ("drop_last_turns", "reject", 0)
-    assert shortened.shortened > 0
-    packs = PackFolder(tmp_path / "short")
-    originals = {
-        d.uid: encode_document(d, tokenizer, template("qwen2_5"))
-        for d in read_raw_shard(tmp_path / "raw" / "0.tar", "tiny")
-        if isinstance(d, Document)
-    }
-    for number in range(len(packs)):
-        one = packs.read(number)
-        for document in one.documents:
-            ids = one.ids[document["start"] : document["start"] + document["length"]].tolist()
-            assert ids == originals[document["uid"]].ids[: len(ids)]
-
-
-def test_an_unknown_overlong_is_refused(raw, tokenizer, tmp_path):
-    with pytest.raises(PackError, match="overlong is 'cut'; there are reject, drop_last_turns"):
-        pack(raw, tmp_path / "out", tokenizer, overlong="cut")
 
 
 def test_interleaved_rules_are_followed_and_noted(tokenizer, tmp_path):

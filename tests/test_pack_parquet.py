@@ -10,8 +10,9 @@ from support.shards import picture, tiny_tokenizer
 from openqwen2vl.formats.cells import CellReader
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.request import PackRequest, make_spec
 from openqwen2vl.packing.shards import write_shards
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.writer import pack_folder
 
 RNG = random.Random(0)
 

@@ -19,8 +19,9 @@ from openqwen2vl.packing.layout import plan_window
 from openqwen2vl.packing.locks import one_writer
 from openqwen2vl.packing.plan import Selection
 from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.request import PackRequest, make_spec
 from openqwen2vl.packing.shards import write_shards
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.writer import pack_folder
 
 KEYS = {"selection": Selection((0.0, 0.9), 0.2), "window": 40, "packs_per_shard": 1}
 

@@ -33,9 +33,10 @@ from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing import shards as packed_shards
 from openqwen2vl.packing.plan import Selection, uid_fraction
 from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.request import PackRequest, make_spec
 from openqwen2vl.packing.scan import scan_shard
 from openqwen2vl.packing.shards import write_shards
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.writer import pack_folder
 
 JPEG = picture(random.Random(0))
 

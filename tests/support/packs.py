@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.packing.plan import WHOLE, Selection
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.request import PackRequest, make_spec
+from openqwen2vl.packing.writer import pack_folder
 
 
 def pack(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openqwen2vl.packing.plan import Selection
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.request import PackRequest, make_spec
+from openqwen2vl.packing.writer import pack_folder
 from openqwen2vl.training.csv_log import read_rows
 from support.shards import tiny_tokenizer, write_caption_shard, write_conversation_shard
 

@@ -23,7 +23,8 @@ from openqwen2vl.formats.templates import template
 from openqwen2vl.formats.tokens import load_tokenizer, train_tokenizer
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.plan import Selection
-from openqwen2vl.packing.writer import PackRequest, make_spec, pack_folder
+from openqwen2vl.packing.request import PackRequest, make_spec
+from openqwen2vl.packing.writer import pack_folder
 from openqwen2vl.training.checkpoint import newest, read_facts
 
 LOW, HIGH = 3, 6

@@ -230,8 +230,9 @@ def _document(
     pictures: Sequence[NDArray[np.uint8]],
     faults: dict[str, str],
 ) -> str:
-    known = ("uid", "source", "shard", "key", "start", "length", "images")
-    others = "".join(f", {k} {v}" for k, v in document.items() if k not in known)
+    scores = document.get("scores")
+    told_scores = scores.items() if isinstance(scores, dict) else ()
+    others = "".join(f", {name} {value:g}" for name, value in told_scores)
     name = f"{document['source']} / {document['shard']} / {document['key']}"
     where = (
         f"uid {document['uid']}{others}: {len(places)} tokens, places {places[0]} to {places[-1]} "

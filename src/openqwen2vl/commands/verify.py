@@ -15,7 +15,7 @@ from rich.table import Table
 from openqwen2vl.config import Schema
 from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
 from openqwen2vl.formats.errors import PackError
-from openqwen2vl.packing.audit import LISTED
+from openqwen2vl.packing.faults import LISTED
 from openqwen2vl.packing.verify import Verification, VerifyRequest, verify
 
 SCHEMA = Schema(keys=frozenset(["input", "packs", "image_root", "deep", "workers", "json"]))

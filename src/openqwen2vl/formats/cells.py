@@ -46,13 +46,16 @@ class Picture:
 def pictures(value: Any) -> list[Picture]:
     """Read a cell: a struct of ``bytes`` and ``path``, bytes, a path, a list of them, or nothing.
 
+    What is null in a list is the place of something else, and counts as no image.
+
     Raises:
         Unusable: ``missing_image`` for an image with neither bytes nor a path, ``bad_json`` for
             anything else.
     """
     if value is None:
         return []
-    return [_picture(item) for item in (value if isinstance(value, list) else [value])]
+    items = value if isinstance(value, list) else [value]
+    return [_picture(item) for item in items if item is not None]
 
 
 def image_extension(data: bytes) -> str:

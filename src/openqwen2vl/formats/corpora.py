@@ -69,5 +69,5 @@ def read_shard(
     if isinstance(shard, ListingShard):
         return read_listing_shard(shard, source)
     if isinstance(shard, ParquetShard):
-        return read_parquet_shard(shard, source)
+        return read_parquet_shard(shard, source, rules)
     return read_raw_shard(shard, source, rules)

@@ -50,9 +50,10 @@ class ImageRef:
 
     Attributes:
         path: the tar or image file; for an image in a table the address of its column, as
-            ``cells.cell_path`` writes it.
+            ``cells.cell_path`` writes it; for one that its file holds as base64 the file's path
+            and ``#base64``, see ``written``.
         offset: first byte within the file; for an image in a table the number of its row.
-        size: number of bytes.
+        size: number of bytes, decoded ones where they are held as base64.
         extension: lower case, without the dot.
     """
 
@@ -73,6 +74,7 @@ class Document:
         uid: the sample's own ``uid``, else ``shard/key``.
         turns: one ``caption`` or ``interleaved`` turn, or a conversation.
         images: as many as the turns hold marks, in the same order.
+        scores: what curation found, by name; packs keep it.
     """
 
     source: str
@@ -81,3 +83,4 @@ class Document:
     uid: str
     turns: tuple[Turn, ...]
     images: tuple[ImageRef, ...] = field(default=())
+    scores: tuple[tuple[str, float], ...] = ()

@@ -100,7 +100,7 @@ def parse_interleaved(
         parts = _parallel(fields["texts"], fields.get("images", fields.get("image_info")))
         order = list(range(_count(parts)))
     if len(order) != num_images:
-        raise Unusable("image_count", _mismatch(fields, len(order), num_images))
+        raise Unusable("image_count", f"{len(order)} images in the JSON, {num_images} with it")
     if not any(isinstance(part, str) for part in parts):
         raise Unusable("missing_text", f"{num_images} images and no text")
     parts = _without_trailing(parts, rules)
@@ -111,15 +111,6 @@ def parse_interleaved(
             f"{kept} images, the rules ask for {rules.min_images} to {rules.max_images}",
         )
     return Interleaved(Turn("interleaved", tuple(parts)), tuple(order[:kept]))
-
-
-def _mismatch(fields: dict[str, Any], listed: int, num_images: int) -> str:
-    found = f"{listed} images in the JSON, {num_images} with it"
-    infos = fields.get("image_info")
-    infos = infos if isinstance(infos, list) else []
-    if any(isinstance(info, dict) and "image_base64" in info for info in infos):
-        found += "; base64 is not read, write the images as files KEY.0.jpg, KEY.1.jpg ..."
-    return found
 
 
 def _count(parts: list[Part]) -> int:

@@ -1,4 +1,4 @@
-"""Parquet files of conversations with the images' bytes beside them, as data hubs serve them."""
+"""Parquet files of documents with the images' bytes beside them, as data hubs serve them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,17 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openqwen2vl.formats.captions import caption_turn
 from openqwen2vl.formats.cells import Picture, cell_path, image_extension, pictures
 from openqwen2vl.formats.documents import Document, ImageRef
 from openqwen2vl.formats.errors import ShardError
-from openqwen2vl.formats.interleaved import DEFAULT_RULES
-from openqwen2vl.formats.layouts import lay_out
+from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules
+from openqwen2vl.formats.layouts import Laid, lay_out
 from openqwen2vl.formats.listing import image_file
 from openqwen2vl.formats.rejects import Reject, Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid
 
-_SPOKEN = ("conversations", "messages", "ground_truth")
-_IMAGES = ("images", "image")
+_CAPTIONS = ("caption", "text")
+_SPOKEN = ("conversations", "messages", "texts", "ground_truth", *_CAPTIONS)
+_IMAGES = ("images", "image", "jpg")
 _ROWS = 64  # converted together; their pictures are in memory at a time
 
 
@@ -50,17 +52,22 @@ def parquet_shards(path: Path, image_root: Path | None = None) -> list[ParquetSh
     return [ParquetShard(file, image_root) for file in found]
 
 
-def read_parquet_shard(shard: ParquetShard, source: str) -> Iterator[Document | Reject]:
+def read_parquet_shard(
+    shard: ParquetShard, source: str, rules: InterleavedRules = DEFAULT_RULES
+) -> Iterator[Document | Reject]:
     """Read the rows of a file, a few at a time.
 
-    The turns are in a column ``conversations`` or ``messages``, as lists or as JSON; the text of
-    a page in ``ground_truth``. Images are in ``images`` or ``image``: bytes, a struct of
-    ``bytes`` and ``path``, a path under the image root, or a list of them. A row's key is its
-    number, which ``ImageRef.offset`` of its images repeats.
+    The turns are in a column ``conversations`` or ``messages``, as lists or as JSON, or in
+    ``texts``: a list of ``user`` and ``assistant`` as FineVision has it, whose images all come
+    first, or an interleaved document's, with nulls at the places of its images. The text of a
+    page is in ``ground_truth``, a caption in ``caption`` or ``text``. Images are in ``images``,
+    ``image`` or ``jpg``: bytes, a struct of ``bytes`` and ``path``, a path under the image root, or
+    a list of them. A row's key is its number, which ``ImageRef.offset`` of its images repeats.
 
     Args:
         shard: the file; one that cannot be read, or a row group of it, is a ``Reject``.
         source: the name to give the documents.
+        rules: which interleaved documents are taken.
 
     Raises:
         ShardError: the file is missing, or has none of these columns.
@@ -81,7 +88,7 @@ def read_parquet_shard(shard: ParquetShard, source: str) -> Iterator[Document | 
             try:
                 for batch in file.iter_batches(_ROWS, row_groups=[group], columns=columns):
                     for number in range(batch.num_rows):
-                        yield _read_row(batch, number, row, shard, source)
+                        yield _read_row(batch, number, row, shard, source, rules)
                         row += 1
             except (pa.ArrowException, OSError) as error:
                 detail = f"cannot be read from row {row} to {end - 1}: {_first_line(error)}"
@@ -110,25 +117,66 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_row(
-    batch: pa.RecordBatch, number: int, row: int, shard: ParquetShard, source: str
+    batch: pa.RecordBatch,
+    number: int,
+    row: int,
+    shard: ParquetShard,
+    source: str,
+    rules: InterleavedRules,
 ) -> Document | Reject:
     name, key = shard.path.stem, f"{row:09d}"
     uid = f"{name}/{key}"
     try:
         fields = _fields(batch, number, key)
         uid = sample_uid(fields, uid)
-        images = tuple(
-            _ref(picture, column, item, row, shard)
+        cells = {
+            column: batch[column][number].as_py()
             for column in _IMAGES
             if column in batch.schema.names
-            for item, picture in enumerate(pictures(batch[column][number].as_py()))
+        }
+        images = tuple(
+            _ref(picture, column, item, row, shard)
+            for column, cell in cells.items()
+            for item, picture in enumerate(pictures(cell))
         )
-        laid = lay_out(fields, images, DEFAULT_RULES)
-        if laid is None:
-            raise Unusable("missing_text", "the row has no conversation")
+        laid = _lay_out(fields, cells, images, rules)
     except Unusable as verdict:
         return Reject(source, name, key, uid, verdict.reason, verdict.detail)
     return Document(source, name, key, uid, *laid)
+
+
+def _lay_out(
+    fields: dict[str, Any],
+    cells: dict[str, Any],
+    images: tuple[ImageRef, ...],
+    rules: InterleavedRules,
+) -> Laid:
+    """Read the turns that a row holds."""
+    texts = fields.get("texts")
+    if isinstance(texts, list) and texts and all(isinstance(text, dict) for text in texts):
+        fields = {"messages": _dialogue(texts, len(images))}
+    elif texts is not None:
+        # What stands at an image's place does not matter, as long as it is something.
+        places = next((cell for cell in cells.values() if isinstance(cell, list)), [])
+        fields = fields | {"images": [None if cell is None else True for cell in places]}
+    laid = lay_out(fields, images, rules)
+    if laid is not None:
+        return laid
+    for column in _CAPTIONS:
+        if isinstance(fields.get(column), str):
+            return (caption_turn(fields[column], len(images), column),), images
+    raise Unusable("missing_text", "the row has no conversation, page or caption")
+
+
+def _dialogue(texts: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    """Give FineVision's pairs of question and answer as chat messages."""
+    messages: list[dict[str, Any]] = []
+    for pair in texts:
+        parts = [{"type": "image"}] * (0 if messages else num_images)
+        question = [*parts, {"type": "text", "text": pair.get("user")}]
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": pair.get("assistant")})
+    return messages
 
 
 def _fields(batch: pa.RecordBatch, number: int, key: str) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any
 from openqwen2vl.formats.captions import caption_turn
 from openqwen2vl.formats.documents import Document, ImageRef, Turn
 from openqwen2vl.formats.errors import ShardError
-from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules
+from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules, is_interleaved
 from openqwen2vl.formats.layouts import lay_out
 from openqwen2vl.formats.rejects import Reject, Unusable
-from openqwen2vl.formats.sample_json import parse_sample, sample_uid
+from openqwen2vl.formats.sample_json import parse_sample, sample_scores, sample_uid
 from openqwen2vl.formats.tar import Member, TruncatedTarError, members
+from openqwen2vl.formats.written import written_images
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -57,7 +58,8 @@ def read_raw_shard(
     with ``conversations`` or ``messages`` is a conversation, one with ``parts``, ``texts`` or
     ``text_list`` an interleaved document, each with its images ``KEY.jpg`` or
     ``KEY.0.jpg, KEY.1.jpg ...``; one with ``ground_truth`` is the text of a page ``KEY.jpg``.
-    Endings may be written in capitals.
+    Endings may be written in capitals. A page without images beside it may hold them itself, as
+    ``written.written_images`` reads them.
 
     A file whose whole name came before opens another sample of that key. Only the first sample
     of a key can be a document: nothing tells which files of the two belong together.
@@ -70,20 +72,63 @@ def read_raw_shard(
     Raises:
         ShardError: the file is missing.
     """
+    for item, _ in read_raw_items(path, source, rules):
+        yield item
+
+
+def read_raw_items(
+    path: Path, source: str, rules: InterleavedRules = DEFAULT_RULES
+) -> Iterator[tuple[Document | Reject, dict[str, Any]]]:
+    """Read a shard as ``read_raw_shard`` does; beside each item what its ``KEY.json`` holds.
+
+    The fields of a reject are empty.
+
+    Raises:
+        ShardError: the file is missing.
+    """
     try:
         file = path.open("rb")
     except FileNotFoundError as error:
         raise ShardError(f"raw shard {path} is missing") from error
     with file:
         if path.stat().st_size == 0:
-            yield _rest(path, source, "is empty")
+            yield _rest(path, source, "is empty"), {}
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             groups, broken = _groups(data)
             for group in groups:
                 yield _read_group(group, data, path, source, rules)
     if broken:
-        yield _rest(path, source, broken)
+        yield _rest(path, source, broken), {}
+
+
+def read_raw_files(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+    """Give each key of a shard and where its files lie, in the order of their first files.
+
+    Of samples that share a key only the first is given, as in ``read_raw_shard``; a tar that
+    breaks off gives the samples that are whole.
+
+    Args:
+        path: a tar.
+
+    Yields:
+        The key, and by their endings in lower case its images, its text and its JSON.
+
+    Raises:
+        ShardError: the file is missing.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError as error:
+        raise ShardError(f"raw shard {path} is missing") from error
+    with file:
+        if path.stat().st_size == 0:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            groups, _ = _groups(data)
+    for group in groups:
+        if group.number == 1:
+            yield group.key, group.files
 
 
 def _rest(path: Path, source: str, detail: str) -> Reject:
@@ -123,22 +168,23 @@ def _matters(ending: str) -> bool:
 
 def _read_group(
     group: _Group, data: mmap.mmap, path: Path, source: str, rules: InterleavedRules
-) -> Document | Reject:
+) -> tuple[Document | Reject, dict[str, Any]]:
     shard, key = path.stem, group.key
     uid = f"{shard}/{key}"
     if group.number > 1:
         # A uid of its own, so that the ledger does not seem to speak of the first sample.
         detail = f"sample {group.number} of the key {key} in {path.name}"
-        return Reject(source, shard, key, f"{uid}#{group.number}", "duplicate_key", detail)
+        return Reject(source, shard, key, f"{uid}#{group.number}", "duplicate_key", detail), {}
     try:
         fields = _json(group, data)
         uid = sample_uid(fields, uid)
-        images = _images(group, path)
+        images = _images(group, path) or _written(fields, group, data, path)
         found = lay_out(fields, images, rules)
         turns, images = found or ((_caption(group, data, len(images)),), images)
     except Unusable as verdict:
-        return Reject(source, shard, key, uid, verdict.reason, verdict.detail)
-    return Document(source, shard, key, uid, turns, images)
+        return Reject(source, shard, key, uid, verdict.reason, verdict.detail), {}
+    scores = sample_scores(fields)
+    return Document(source, shard, key, uid, turns, images, scores), fields
 
 
 def _json(group: _Group, data: mmap.mmap) -> dict[str, Any]:
@@ -159,6 +205,17 @@ def _images(group: _Group, path: Path) -> tuple[ImageRef, ...]:
         ref = ImageRef(str(path), member.offset, member.size, match.group(2))
         numbered.append((int(match.group(1) or 0), ref))
     return tuple(ref for _, ref in sorted(numbered, key=lambda item: item[0]))
+
+
+def _written(
+    fields: dict[str, Any], group: _Group, data: mmap.mmap, path: Path
+) -> tuple[ImageRef, ...]:
+    """Give the images that a page's JSON holds itself."""
+    if not is_interleaved(fields):
+        return ()
+    member = group.files["json"]
+    raw = data[member.offset : member.offset + member.size]
+    return written_images(fields, raw, member.offset, path)
 
 
 def _caption(group: _Group, data: mmap.mmap, num_images: int) -> Turn:

@@ -1,6 +1,7 @@
 """The JSON of one sample, from whoever wrote it."""
 
 import json
+import math
 from typing import Any
 
 from openqwen2vl.formats.rejects import Unusable
@@ -34,3 +35,14 @@ def sample_uid(fields: dict[str, Any], default: str) -> str:
     if isinstance(given, int) and not isinstance(given, bool):
         return str(given)
     return given if isinstance(given, str) and given else default
+
+
+def sample_scores(fields: dict[str, Any]) -> tuple[tuple[str, float], ...]:
+    """Give the numbers that curation left in ``scores``, by name; anything else there is no score."""
+    given = fields.get("scores")
+    found = given.items() if isinstance(given, dict) else ()
+    return tuple(
+        (name, value)
+        for name, value in sorted(found)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )

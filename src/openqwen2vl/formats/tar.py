@@ -81,7 +81,7 @@ def _parse(header: bytes, at: int) -> tuple[str, int, bytes]:
         size = int.from_bytes(raw_size[1:]) if large else int(raw_size.strip(b" \0") or b"0", 8)
     except ValueError as error:
         raise TruncatedTarError(f"has a damaged header at byte {at}") from error
-    if checksum != sum(header) - sum(header[148:156]) + 8 * 32:
+    if size < 0 or checksum != sum(header) - sum(header[148:156]) + 8 * 32:
         raise TruncatedTarError(f"has a damaged header at byte {at}")
     name = header[:100].split(b"\0", 1)[0]
     prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""

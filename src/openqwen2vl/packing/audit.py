@@ -2,57 +2,23 @@
 
 import json
 import mmap
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.manifest import PackSpec, ShardEntry
-from openqwen2vl.formats.tar import BLOCK, END, Member, TruncatedTarError, members
-from openqwen2vl.packing.census import identity, sizes_mark
-from openqwen2vl.packing.entries import sound_headers
+from openqwen2vl.packing.census import identities, sizes_marks, without_collector
+from openqwen2vl.packing.faults import Faults
 from openqwen2vl.packing.index import Index
-from openqwen2vl.packing.plan import uid_hash
-
-LISTED = 20
-"""Faults of one kind that are told with names; all are counted."""
+from openqwen2vl.packing.packed_tar import misplaced_members
+from openqwen2vl.packing.plan import name_hash
 
 _NO_SPAN = (2**62, 0)  # behind every target span that a pack can hold
-
-
-@dataclass
-class Faults:
-    """Faults by kind: how many, and the first of each in words."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    told: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, kind: str, sentence: str, count: int = 1) -> None:
-        """Count a fault, or several that one sentence tells."""
-        self.counts[kind] += count
-        sentences = self.told.setdefault(kind, [])
-        if len(sentences) < LISTED:
-            sentences.append(sentence)
-
-    def merge(self, other: "Faults") -> None:
-        """Take over what another part found."""
-        self.counts += other.counts
-        for kind, sentences in other.told.items():
-            mine = self.told.setdefault(kind, [])
-            mine += sentences[: LISTED - len(mine)]
-
-    def sentences(self) -> Iterator[str]:
-        """Give the faults in words, one of each kind in turn, so that no kind hides another."""
-        for place in range(LISTED):
-            for sentences in self.told.values():
-                if place < len(sentences):
-                    yield sentences[place]
 
 
 @dataclass(frozen=True)
@@ -88,7 +54,8 @@ class Audit:
     Attributes:
         identities: uint64 (n,), see ``census.identity``.
         uids: uint64 (n,), see ``plan.uid_hash``.
-        sizes: int64 (n,), see ``census.sizes_mark``.
+        sizes: uint64 (n,), see ``census.sizes_marks``.
+        turns: int32 (n,), ends of turns among its ids, see ``entries.num_turns``.
         packs: int64 (n,), number of each document's pack.
         image_at: int64 (n,), place of its first image in the whole index; -1 where the pack's
             marks and the index do not agree.
@@ -98,7 +65,8 @@ class Audit:
 
     identities: NDArray[np.uint64]
     uids: NDArray[np.uint64]
-    sizes: NDArray[np.int64]
+    sizes: NDArray[np.uint64]
+    turns: NDArray[np.int32]
     packs: NDArray[np.int64]
     image_at: NDArray[np.int64]
     num_images: NDArray[np.int64]
@@ -114,18 +82,21 @@ def no_documents(faults: Faults) -> Audit:
 class _Columns:
     """What is noted of the documents while packs are read; see ``Audit``."""
 
-    identities: list[bytes] = field(default_factory=list)
+    names: list[tuple[str, str, str]] = field(default_factory=list)
     uids: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
     packs: list[int] = field(default_factory=list)
     image_at: list[int] = field(default_factory=list)
     num_images: list[int] = field(default_factory=list)
 
     def audit(self, faults: Faults) -> Audit:
         return Audit(
-            np.frombuffer(b"".join(self.identities), np.uint64),
+            identities(iter(self.names)),
             np.array(self.uids, np.uint64),
-            np.array(self.sizes, np.int64),
+            sizes_marks(np.array(self.counts, np.int64), np.array(self.sizes, np.int64)),
+            np.array(self.turns, np.int32),
             np.array(self.packs, np.int64),
             np.array(self.image_at, np.int64),
             np.array(self.num_images, np.int64),
@@ -149,88 +120,44 @@ def audit_shard(job: AuditJob) -> Audit:
     else:
         if size != job.entry.bytes:
             faults.add("packed shard", f"{job.path}: {size} bytes, manifest {job.entry.bytes}")
-    if size:
-        with job.path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-            _check_members(job, data, faults)
-            for place in range(packs):
-                _check_pack(job, place, data, columns, faults)
-    return columns.audit(faults)
+    with without_collector():
+        if size:
+            _read(job, columns, faults)
+        return columns.audit(faults)
 
 
-def _check_members(job: AuditJob, data: mmap.mmap, faults: Faults) -> None:
-    """Compare names and places of a shard's members with those that the index asks for."""
-    wanted = _wanted(job)
-    if _as_wanted(data, wanted):
-        return
-    found: list[Member] = []
-    try:
-        found.extend(members(data))
-    except TruncatedTarError as error:
-        faults.add("packed shard", f"{job.path} {error}")
-    if len(found) != len(wanted):
-        faults.add("index", f"{job.path} holds {len(found)} files, the index says {len(wanted)}")
-    for member, (stem, offset, size) in zip(found, wanted, strict=False):
-        if (member.offset, member.size) != (offset, size) or not member.name.startswith(stem):
-            faults.add(
-                "index",
-                f"{job.path}: {member.name} of {member.size} bytes at {member.offset} where the "
-                f"index has {stem}* of {size} bytes at {offset}",
-            )
-
-
-def _as_wanted(data: mmap.mmap, wanted: list[tuple[str, int, int]]) -> bool:
-    """Whether a tar holds just the files that are wanted, looking at all headers at once."""
-    if not wanted:
-        return False
-    stems, offsets, sizes = zip(*wanted, strict=True)
-    at, length = np.array(offsets), np.array(sizes)
-    ends = at + (length + BLOCK - 1 & -BLOCK)
-    if at[0] != BLOCK or (at[1:] != ends[:-1] + BLOCK).any() or ends[-1] + len(END) != len(data):
-        return False
-    blocks = np.frombuffer(b"".join([data[a - BLOCK : a] for a in offsets]), np.uint8)
-    blocks = blocks.reshape(-1, BLOCK)
-    digits = blocks[:, 124:135].astype(np.int64) - ord("0")
-    if ((digits < 0) | (digits > 7)).any() or (digits @ 8 ** np.arange(10, -1, -1) != length).any():
-        return False
-    names = np.ascontiguousarray(blocks[:, :100]).view("S100")[:, 0].tolist()
-    named = all(n.startswith(s.encode()) for n, s in zip(names, stems, strict=True))
-    return named and sound_headers(blocks) and data[-len(END) :] == END
-
-
-def _wanted(job: AuditJob) -> list[tuple[str, int, int]]:
-    """Give how each member's name begins, its offset and its size, by the index."""
-    index, wanted = job.index, []
-    images = list(zip(index.image_offsets.tolist(), index.image_sizes.tolist(), strict=True))
-    starts = index.image_start.tolist()
-    texts = zip(index.json_offset.tolist(), index.json_size.tolist(), strict=True)
-    for place, (offset, size) in enumerate(texts):
-        key = f"{job.first + place:09d}."
-        wanted.append((f"{key}json", offset, size))
-        mine = images[starts[place] : starts[place + 1]]
-        wanted += [(f"{key}{i}.", *where) for i, where in enumerate(mine)]
-    return wanted
+def _read(job: AuditJob, columns: _Columns, faults: Faults) -> None:
+    index = job.index
+    with (
+        job.path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        for sentence in misplaced_members(job.path, data, job.first, index):
+            kind = "packed shard" if sentence.startswith(f"{job.path} ends") else "index"
+            faults.add(kind, sentence)
+        starts, sizes = index.json_offset.tolist(), index.json_size.tolist()
+        for place, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+            _check_pack(job, place, data[start : start + size], columns, faults)
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What a pack's JSON says, and what its ids say of it."""
+    """What a pack's JSON says, and what its ids say of it: each document's images and turns."""
 
     ids: list[int]
     documents: list[dict[str, Any]]
-    targets: list[tuple[int, int]]
+    targets: list[list[int]]
     marks: list[int]
+    turns: list[int]
 
 
-def _check_pack(
-    job: AuditJob, place: int, data: mmap.mmap, columns: _Columns, faults: Faults
-) -> None:
+def _check_pack(job: AuditJob, place: int, raw: bytes, columns: _Columns, faults: Faults) -> None:
     """Read one pack, note its documents and compare it with the index."""
     where = f"pack {job.first + place} of {job.path}"
-    start, size = int(job.index.json_offset[place]), int(job.index.json_size[place])
     try:
-        content = _parse(data[start : start + size], job.spec.special.image)
+        content = _parse(raw, job.spec)
         _note(job, place, content, columns)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         faults.add("packed shard", f"{where} cannot be read ({type(error).__name__}: {error})")
         return
     tokens = len(content.ids) + sum(content.marks) * (job.spec.tokens_per_image - 1)
@@ -250,24 +177,34 @@ def _check_pack(
         faults.add("pack", f"{where}: {sentence}")
 
 
-def _parse(raw: bytes, image: int) -> _Content:
+def _parse(raw: bytes, spec: PackSpec) -> _Content:
     fields = json.loads(raw)
     ids, documents = fields["ids"], fields["documents"]
-    marks = [ids[d["start"] : d["start"] + d["length"]].count(image) for d in documents]
-    return _Content(ids, documents, [(a, b) for a, b in fields["targets"]], marks)
+    pieces = [ids[d["start"] : d["start"] + d["length"]] for d in documents]
+    return _Content(
+        ids,
+        documents,
+        [[start, stop] for start, stop in fields["targets"]],
+        [piece.count(spec.special.image) for piece in pieces],
+        [piece.count(spec.special.im_end) for piece in pieces],
+    )
 
 
 def _note(job: AuditJob, place: int, content: _Content, columns: _Columns) -> None:
     """Append a pack's documents to the columns: all of them, or none when one makes no sense."""
+    documents = content.documents
     first, last = job.index.image_start[place : place + 2].tolist()
-    stated = [document["images"] for document in content.documents]
-    agree = content.marks == stated and sum(stated) == last - first
-    sizes = job.index.image_sizes[first:last].tolist()
+    stated = [document["images"] for document in documents]
     starts = [0, *accumulate(stated)]
-    names = [Document(d["source"], d["shard"], d["key"], d["uid"], ()) for d in content.documents]
-    columns.identities += [identity(name.shard, name.key, name.uid) for name in names]
-    columns.uids += map(uid_hash, names)
-    columns.sizes += [sizes_mark(sizes[a:b]) for a, b in pairwise(starts)]
+    agree = content.marks == stated and starts[-1] == last - first
+    sizes = job.index.image_sizes[first:last].tolist()
+    held = [sizes[a : a + n] for a, n in zip(starts, stated, strict=False)]
+    names = [(d["shard"], d["key"], d["uid"]) for d in documents]
+    columns.uids += [name_hash(d["source"], *n) for d, n in zip(documents, names, strict=True)]
+    columns.names += names
+    columns.counts += map(len, held)
+    columns.sizes += [size for mine in held for size in mine]
+    columns.turns += content.turns
     columns.packs += [job.first + place] * len(names)
     at = job.first_image + first
     columns.image_at += [at + a if agree else -1 for a in starts[:-1]]
@@ -280,19 +217,26 @@ def _disorder(content: _Content, source: str) -> Iterator[str]:
     spans = iter([*content.targets, _NO_SPAN])
     start, stop = next(spans)
     for document, marks in zip(content.documents, content.marks, strict=True):
-        name = f"{document['shard']}/{document['key']}"
-        if document["start"] != end:
-            yield f"{name} starts at {document['start']}, the document before ends at {end}"
-        end = document["start"] + document["length"]
+        begin = document["start"]
+        if begin != end:
+            yield f"{_name(document)} starts at {begin}, the document before ends at {end}"
+        end = begin + document["length"]
         if marks != document["images"]:
-            yield f"{name} has {marks} image marks and {document['images']} images"
+            yield f"{_name(document)} has {marks} image marks and {document['images']} images"
         if document["source"] != source:
-            yield f"{name} is of source {document['source']!r}, the manifest says {source!r}"
+            yield (
+                f"{_name(document)} is of source {document['source']!r}, the manifest says "
+                f"{source!r}"
+            )
         while start < end:
-            if not document["start"] <= start < stop <= end:
-                yield f"{name} ends at {end} and has the target span {start}:{stop}"
+            if not begin <= start < stop <= end:
+                yield f"{_name(document)} ends at {end} and has the target span {start}:{stop}"
             start, stop = next(spans)
     if start != _NO_SPAN[0]:
         yield f"the target span {start}:{stop} lies behind its documents"
     if end != len(content.ids):
         yield f"its documents end at {end} of {len(content.ids)} ids"
+
+
+def _name(document: dict[str, Any]) -> str:
+    return f"{document['shard']}/{document['key']}"

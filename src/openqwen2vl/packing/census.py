@@ -1,20 +1,23 @@
 """The census of a corpus: which documents it holds and where each belongs, as arrays."""
 
 import gc
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openqwen2vl.formats.corpora import Shard, shard_path
-from openqwen2vl.packing.entries import shard_entries
-from openqwen2vl.packing.plan import SPLITS, Selection
+from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules
+from openqwen2vl.packing.entries import Listed, list_shard
+from openqwen2vl.packing.plan import SPLITS, WHOLE, Selection, uid_fraction
 
 OUTSIDE = -1
 """The split of a document of another part; the others are places in ``SPLITS``."""
+
+_TRAIN = SPLITS.index("train")
 
 
 def identity(shard: str, key: str, uid: str) -> bytes:
@@ -22,24 +25,69 @@ def identity(shard: str, key: str, uid: str) -> bytes:
 
     Among 29 million documents two share them with a chance of 2 in 100,000.
     """
-    text = f"{shard}\0{key}\0{uid}".encode(errors="surrogatepass")
-    return hashlib.blake2b(text, digest_size=8).digest()
+    return blake2b(f"{shard}\0{key}\0{uid}".encode(errors="surrogatepass"), digest_size=8).digest()
 
 
-def sizes_mark(sizes: Sequence[int]) -> int:
-    """Give a number below 2**63 that depends on the sizes of a document's images, in order."""
-    return hash(tuple(sizes)) & (2**63 - 1)
+def identities(names: Iterator[tuple[str, str, str]]) -> NDArray[np.uint64]:
+    """Give the identities of many documents, uint64 (n,)."""
+    return np.frombuffer(b"".join([identity(*name) for name in names]), np.uint64)
+
+
+def sizes_marks(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Give each document a number that depends on the sizes of its images, in order.
+
+    Args:
+        counts: int64 (n,), images of each document.
+        sizes: int64 (images,), bytes of each image.
+
+    Returns:
+        uint64 (n,); 0 for a document without images.
+    """
+    ends = np.cumsum(counts)
+    within = (np.arange(len(sizes)) - np.repeat(ends - counts, counts)).astype(np.uint64)
+    # Sums of well mixed numbers, each of a size and its place [finaliser of SplitMix64].
+    mixed = sizes.astype(np.uint64) + (within + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    before = np.zeros(len(sizes) + 1, np.uint64)
+    np.cumsum(mixed ^ (mixed >> np.uint64(31)), out=before[1:])
+    marks: NDArray[np.uint64] = before[ends] - before[ends - counts]
+    return marks
 
 
 @dataclass(frozen=True)
 class CensusJob:
-    """One raw shard to count, and the selections to tell its documents' splits by."""
+    """One raw shard to count.
+
+    Attributes:
+        shard: from ``corpora.open_corpus``.
+        selections: tell the documents' splits.
+        rules: which interleaved documents were taken.
+        places: whether to keep where the images lie.
+    """
 
     shard: Shard
     selections: tuple[Selection, ...]
+    rules: InterleavedRules = DEFAULT_RULES
+    places: bool = False
 
     def __str__(self) -> str:
         return str(shard_path(self.shard))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the images of a raw shard lie in its file.
+
+    Attributes:
+        starts: int64 (n + 1,), bounds of each entry's images in the columns below.
+        offsets: int64 (images,).
+        sizes: int64 (images,).
+    """
+
+    starts: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -48,17 +96,17 @@ class Census:
 
     Attributes:
         identities: uint64 (n,), see ``identity``.
-        sizes: int64 (n,), see ``sizes_mark``.
-        keyed: bool (n,), False where an entry stands for the lost rest of a shard.
+        sizes: uint64 (n,), see ``sizes_marks``.
+        turns: int32 (n,), see ``entries.num_turns``.
         splits: int8 (selections, n), places in ``SPLITS`` or ``OUTSIDE``.
-        image_bytes: bytes of all images.
+        places: of each raw shard; None where they were not asked for or an image lies elsewhere.
     """
 
     identities: NDArray[np.uint64]
-    sizes: NDArray[np.int64]
-    keyed: NDArray[np.bool_]
+    sizes: NDArray[np.uint64]
+    turns: NDArray[np.int32]
     splits: NDArray[np.int8]
-    image_bytes: int
+    places: tuple[Places | None, ...]
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -71,7 +119,20 @@ def take_census(job: CensusJob) -> Census:
         ShardError: the shard went away.
     """
     with without_collector():
-        return _count(job)
+        listed = list_shard(job.shard, job.rules)
+        shard = shard_path(job.shard).stem
+        named = ((shard, key, uid) for key, uid in zip(listed.keys, listed.uids, strict=True))
+        places = None
+        if job.places and listed.offsets is not None:
+            starts = np.concatenate([[0], np.cumsum(listed.counts)])
+            places = Places(starts, listed.offsets, listed.sizes)
+        return Census(
+            identities(named),
+            sizes_marks(listed.counts, listed.sizes),
+            listed.turns,
+            _splits(listed, job.selections),
+            (places,),
+        )
 
 
 @contextmanager
@@ -86,30 +147,24 @@ def without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _count(job: CensusJob) -> Census:
-    shard = shard_path(job.shard).stem
-    digests: list[bytes] = []
-    sizes: list[int] = []
-    keyed: list[bool] = []
-    splits: list[list[int]] = [[] for _ in job.selections]
-    total = 0
-    for key, uid, images in shard_entries(job.shard):
-        digests.append(identity(shard, key, uid))
-        lengths = [size for _, _, size in images]
-        total += sum(lengths)
-        sizes.append(sizes_mark(lengths))
-        keyed.append(bool(key))
-        for column, selection in zip(splits, job.selections, strict=True):
-            # What is lost of a shard without a key is told in every part, as in `split_of`.
-            split = selection.split(uid) if key else "train"
-            column.append(OUTSIDE if split is None else SPLITS.index(split))
-    return Census(
-        np.frombuffer(b"".join(digests), np.uint64),
-        np.array(sizes, np.int64),
-        np.array(keyed, np.bool_),
-        np.array(splits, np.int8).reshape(len(splits), len(digests)),
-        total,
-    )
+def _splits(listed: Listed, selections: Sequence[Selection]) -> NDArray[np.int8]:
+    """Give the splits of a shard's entries, int8 (selections, n), as ``Selection.split_of``."""
+    # What is lost of a shard without a key is told in every part.
+    keyed = np.array([bool(key) for key in listed.keys], bool)
+    salts = [
+        *(["part"] if any(s.part != WHOLE.part for s in selections) else []),
+        *(["validation"] if any(s.validation for s in selections) else []),
+    ]
+    fractions = {s: np.array([uid_fraction(uid, s) for uid in listed.uids]) for s in salts}
+    splits = np.full((len(selections), len(keyed)), _TRAIN, np.int8)
+    for row, selection in zip(splits, selections, strict=True):
+        if selection.part != WHOLE.part:
+            low, high = selection.part
+            row[(fractions["part"] < low) | (fractions["part"] >= high)] = OUTSIDE
+        if selection.validation:
+            row[fractions["validation"] < selection.validation] = SPLITS.index("validation")
+        row[~keyed] = _TRAIN
+    return splits
 
 
 def join_censuses(parts: Sequence[Census]) -> Census:
@@ -117,7 +172,7 @@ def join_censuses(parts: Sequence[Census]) -> Census:
     return Census(
         np.concatenate([part.identities for part in parts]),
         np.concatenate([part.sizes for part in parts]),
-        np.concatenate([part.keyed for part in parts]),
+        np.concatenate([part.turns for part in parts]),
         np.concatenate([part.splits for part in parts], axis=1),
-        sum(part.image_bytes for part in parts),
+        tuple(places for part in parts for places in part.places),
     )

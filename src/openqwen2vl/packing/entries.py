@@ -1,204 +1,167 @@
 """The entries of raw shards: who is in them, read without laying a document out."""
 
 import json
-import os
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openqwen2vl.formats.conversations import is_conversation
 from openqwen2vl.formats.corpora import Shard, read_shard
-from openqwen2vl.formats.documents import Document, ImageRef
-from openqwen2vl.formats.interleaved import is_interleaved
+from openqwen2vl.formats.documents import Document
+from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules, is_interleaved
 from openqwen2vl.formats.raw import IMAGE_EXTENSIONS
 from openqwen2vl.formats.rejects import Reject, Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid
-from openqwen2vl.formats.tar import BLOCK
+from openqwen2vl.packing.headers import walk_plain
 
-_WINDOW = 4096  # bytes of one read of headers
 _TOGETHER = 64  # samples whose JSON is parsed with one call
+_PARTING = b'"~|~"'
+_BETWEEN = b"," + _PARTING + b","
+_DOCUMENTS = frozenset(
+    ["conversations", "messages", "parts", "content", "text_list", "texts", "images", "image_info"]
+)
 
 
-class Entry(NamedTuple):
-    """One document of a raw shard, usable or not.
+@dataclass(frozen=True)
+class Listed:
+    """The n entries of a raw shard, usable documents or not, in the order packing reads them.
+
+    What an unusable document has of turns and images here means nothing.
 
     Attributes:
-        key: the sample's name within the shard; empty when the rest of a shard is lost.
-        uid: as in ``Document``.
-        images: path, offset and size of each image as in ``ImageRef``, in the order of the
-            marks; what an unusable document has here means nothing.
+        keys: the samples' names within the shard; empty when the rest of a shard is lost.
+        uids: as in ``Document``.
+        turns: int32 (n,), see ``num_turns``.
+        counts: int64 (n,), images of each.
+        sizes: int64 (images,), bytes of each image, in the order of the marks.
+        offsets: int64 (images,), where each begins in the shard's file; None where some image
+            lies elsewhere.
     """
 
-    key: str
-    uid: str
-    images: tuple[tuple[str, int, int], ...]
-
-    @property
-    def refs(self) -> list[ImageRef]:
-        """Give the images as those who read their bytes take them."""
-        return [ImageRef(path, offset, size, "") for path, offset, size in self.images]
+    keys: list[str]
+    uids: list[str]
+    turns: NDArray[np.int32]
+    counts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    offsets: NDArray[np.int64] | None
 
 
-def shard_entries(shard: Shard) -> Iterator[Entry]:
-    """Give the documents of a raw shard in the order in which packing reads them.
+def num_turns(document: Document) -> int:
+    """Count the ends of turns that a document has in a pack: a system turn comes with the rest."""
+    first = document.turns[0].role
+    if first in ("caption", "interleaved"):
+        return 1
+    return len(document.turns) + (first != "system")
 
-    A tar of plain headers is read by its headers and JSON alone, about three times as fast as
+
+def list_shard(shard: Shard, rules: InterleavedRules = DEFAULT_RULES) -> Listed:
+    """List the entries of a raw shard.
+
+    A tar of plain headers is read by its headers and JSON alone, several times as fast as
     ``read_shard``; everything else goes through that.
+
+    Args:
+        shard: from ``corpora.open_corpus``.
+        rules: which interleaved documents were taken.
 
     Raises:
         ShardError: the shard went away.
     """
     if isinstance(shard, Path) and shard.is_file() and shard.stat().st_size:
-        with shard.open("rb") as file:
-            found = plain_entries(file.fileno(), shard)
+        with (
+            shard.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            found = list_plain(data, shard)
         if found is not None:
-            return iter(found)
-    return map(_as_entry, read_shard(shard, ""))
+            return found
+    return _listed(read_shard(shard, "", rules), str(shard) if isinstance(shard, Path) else None)
 
 
-def _as_entry(item: Document | Reject) -> Entry:
-    if isinstance(item, Reject):
-        return Entry(item.key, item.uid, ())
-    return Entry(item.key, item.uid, tuple((i.path, i.offset, i.size) for i in item.images))
+def _listed(items: Iterator[Document | Reject], path: str | None) -> Listed:
+    keys, uids, turns, counts = [], [], [], []
+    sizes: list[int] = []
+    offsets: list[int] = []
+    own = path is not None
+    for item in items:
+        images = item.images if isinstance(item, Document) else ()
+        keys.append(item.key)
+        uids.append(item.uid)
+        turns.append(num_turns(item) if isinstance(item, Document) else 0)
+        counts.append(len(images))
+        sizes += [image.size for image in images]
+        offsets += [image.offset for image in images]
+        own = own and all(image.path == path for image in images)
+    return Listed(
+        keys,
+        uids,
+        np.array(turns, np.int32),
+        np.array(counts, np.int64),
+        np.array(sizes, np.int64),
+        np.array(offsets, np.int64) if own else None,
+    )
+
+
+def list_plain(data: mmap.mmap, path: Path) -> Listed | None:
+    """List a tar's entries by its headers and JSON; None when it takes the reader to tell them."""
+    tar = walk_plain(data)
+    if tar is None or "/" in "".join(tar.names):
+        return None
+    stem, found = path.stem, _alike(tar.names) or _gathered(tar.names)
+    samples: list[bytes | None] = [None] * len(found.keys)
+    with_json = np.flatnonzero(found.texts >= 0)
+    places = found.texts[with_json]
+    starts, stops = tar.offsets[places].tolist(), (tar.offsets + tar.sizes)[places].tolist()
+    for sample, start, stop in zip(with_json.tolist(), starts, stops, strict=True):
+        samples[sample] = data[start:stop]
+    told = _told(samples, [f"{stem}/{key}" for key in found.keys])
+    if told is None:
+        return None
+    uids, turns = told
+    for sample, number in found.again.items():
+        # As the reader has it: samples that claim an earlier one's key have uids of their own.
+        uids[sample] = f"{stem}/{found.keys[sample]}#{number}"
+    return Listed(
+        found.keys,
+        uids,
+        np.array(turns, np.int32),
+        found.counts,
+        tar.sizes[found.images],
+        tar.offsets[found.images],
+    )
 
 
 @dataclass(frozen=True)
-class PlainTar:
-    """The regular files of a tar of plain headers.
+class _Samples:
+    """The n samples of a tar by column.
 
     Attributes:
-        names: of the files, in order.
-        offsets: of their first bytes.
-        sizes: in bytes.
-        contents: the bytes of files that came along with the headers, else None.
+        keys: of each.
+        again: the number of those that are not the first of their key.
+        texts: int64 (n,), place of each one's JSON among the files; -1 where there is none.
+        counts: int64 (n,), images of each.
+        images: int64 (images,), their places among the files.
     """
 
-    names: list[str]
-    offsets: list[int]
-    sizes: list[int]
-    contents: list[bytes | None]
+    keys: list[str]
+    again: dict[int, int]
+    texts: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    images: NDArray[np.int64]
 
 
-def walk_plain(file: int) -> PlainTar | None:
-    """List the regular files of a tar of plain headers.
-
-    Only the sizes are read one by one, since each says where the next header lies; everything
-    else is looked at in all headers at once. A read takes in the small files that lie together,
-    so that a sample of one image costs one read.
-
-    Args:
-        file: descriptor of the tar.
-
-    Returns:
-        None when the tar breaks off, is damaged, or holds names or sizes that plain headers
-        cannot, so that ``formats.tar.members`` has to read it.
-    """
-    offsets: list[int] = []
-    sizes: list[int] = []
-    contents: list[bytes | None] = []
-    headers: list[bytes] = []
-    at, end, base = BLOCK, os.fstat(file).st_size, 0
-    window = os.pread(file, _WINDOW, 0)
-    try:
-        while True:
-            near = at - base
-            if near > len(window):
-                base, near = at - BLOCK, BLOCK
-                window = os.pread(file, _WINDOW, base)
-            block = window[near - BLOCK : near]
-            if not block[0]:
-                break
-            size = int(block[124:135], 8)
-            stop = near + size
-            headers.append(block)
-            offsets.append(at)
-            sizes.append(size)
-            contents.append(window[near:stop] if stop <= len(window) else None)
-            at += (size + BLOCK - 1 & -BLOCK) + BLOCK
-    except (ValueError, IndexError):  # no octal number, or no block at all
-        return None
-    if not headers or any(block) or len(block) < BLOCK or offsets[-1] + sizes[-1] > end:
-        return None
-    blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
-    kinds = blocks[:, 156]
-    regular = (kinds == 0) | (kinds == ord("0"))
-    for place in np.flatnonzero(~regular).tolist():
-        content = os.pread(file, sizes[place], offsets[place])
-        if kinds[place] == ord("L") or b"path=" in content or b"size=" in content:
-            return None
-    joined = b"\0".join(np.ascontiguousarray(blocks[:, :100]).view("S100")[:, 0].tolist())
-    names = joined.decode(errors="replace").split("\0")
-    if len(names) != len(headers) or blocks[:, 345].any() or not sound_headers(blocks):
-        return None
-    if not regular.all():
-        kept = np.flatnonzero(regular).tolist()
-        names = [names[i] for i in kept]
-        offsets, sizes = [offsets[i] for i in kept], [sizes[i] for i in kept]
-        contents = [contents[i] for i in kept]
-    return PlainTar(names, offsets, sizes, contents)
-
-
-def sound_headers(blocks: NDArray[np.uint8]) -> bool:
-    """Whether every header's checksum is right and every size ends where it should.
-
-    Args:
-        blocks: uint8 (n, 512).
-    """
-    digits = blocks[:, 148:154].astype(np.int64) - ord("0")
-    if ((digits < 0) | (digits > 7)).any() or blocks[:, 154].any():
-        return False
-    if not np.isin(blocks[:, 135], (0, ord(" "))).all():
-        return False
-    stated = digits @ 8 ** np.arange(5, -1, -1)
-    sums = blocks.sum(1, dtype=np.int64) - blocks[:, 148:156].sum(1, dtype=np.int64) + 8 * 32
-    return bool((stated == sums).all())
-
-
-def plain_entries(file: int, path: Path) -> list[Entry] | None:
-    """List a tar's entries by its headers and JSON; None when it takes the reader to tell them."""
-    tar = walk_plain(file)
-    if tar is None or any("/" in name for name in tar.names):
-        return None
-    offsets, sizes, contents = tar.offsets, tar.sizes, tar.contents
-    where, stem = str(path), path.stem
-    groups = _groups(tar.names)
-    samples: list[bytes | None] = []
-    for _, _, places in groups:
-        at = places.get("json")
-        sample = None if at is None else contents[at]
-        if at is not None and sample is None:
-            sample = os.pread(file, sizes[at], offsets[at])
-        samples.append(sample)
-    uids = _uids(samples, [f"{stem}/{key}" for key, _, _ in groups])
-    if uids is None:
-        return None
-    layouts: dict[tuple[str, ...], list[str]] = {}
-    found = []
-    for (key, number, places), uid in zip(groups, uids, strict=True):
-        endings = tuple(places)
-        if endings not in layouts:
-            layouts[endings] = _image_endings(endings)
-        images = [(where, offsets[places[e]], sizes[places[e]]) for e in layouts[endings]]
-        # As the reader has it: samples that claim an earlier one's key have uids of their own.
-        uid = uid if number == 1 else f"{stem}/{key}#{number}"
-        found.append(Entry(key, uid, tuple(images)))
-    return found
-
-
-_Group = tuple[str, int, dict[str, int]]
-"""A sample's key, its number among those of that key, and the place of each ending."""
-
-
-def _groups(names: list[str]) -> list[_Group]:
+def _gathered(names: list[str]) -> _Samples:
     """Gather files by key as ``formats.raw`` does."""
-    groups: list[_Group] = _alike(names) or []
-    if groups:
-        return groups
-    latest: dict[str, _Group] = {}
+    keys: list[str] = []
+    numbers: list[int] = []
+    files: list[dict[str, int]] = []
+    latest: dict[str, int] = {}
     known: dict[str, bool] = {}
     for place, name in enumerate(names):
         key, _, ending = name.partition(".")
@@ -207,15 +170,24 @@ def _groups(names: list[str]) -> list[_Group]:
             known[ending] = _matters(ending)
         if not key or not known[ending] or name.startswith("__"):
             continue
-        group = latest.get(key)
-        if group is None or ending in group[2]:
-            group = latest[key] = (key, group[1] + 1 if group else 1, {})
-            groups.append(group)
-        group[2][ending] = place
-    return groups
+        sample = latest.get(key)
+        if sample is None or ending in files[sample]:
+            numbers.append(1 if sample is None else numbers[sample] + 1)
+            sample = latest[key] = len(keys)
+            keys.append(key)
+            files.append({})
+        files[sample][ending] = place
+    images = [[mine[ending] for ending in _image_endings(tuple(mine))] for mine in files]
+    return _Samples(
+        keys,
+        {sample: number for sample, number in enumerate(numbers) if number > 1},
+        np.array([mine.get("json", -1) for mine in files], np.int64),
+        np.array([len(mine) for mine in images], np.int64),
+        np.array([place for mine in images for place in mine], np.int64),
+    )
 
 
-def _alike(names: list[str]) -> list[_Group] | None:
+def _alike(names: list[str]) -> _Samples | None:
     """Gather the files of a tar whose samples have the same endings in the same order.
 
     All of img2dataset's do, and whole columns are compared sooner than names are taken apart.
@@ -233,10 +205,15 @@ def _alike(names: list[str]) -> list[_Group] | None:
             return None
     if any(key.startswith("__") for key in keys):
         return None
-    return [
-        (key, 1, dict(zip(endings, range(at, at + step), strict=True)))
-        for key, at in zip(keys, range(0, len(names), step), strict=True)
-    ]
+    firsts = np.arange(len(keys)) * step
+    images = np.array([endings.index(e) for e in _image_endings(tuple(endings))], np.int64)
+    return _Samples(
+        keys,
+        {},
+        firsts + endings.index("json") if "json" in endings else np.full(len(keys), -1),
+        np.full(len(keys), len(images)),
+        (firsts[:, None] + images).ravel(),
+    )
 
 
 def _matters(ending: str) -> bool:
@@ -253,35 +230,53 @@ def _image_endings(endings: tuple[str, ...]) -> list[str]:
     return [ending for _, ending in sorted(numbered, key=lambda item: item[0])]
 
 
-def _uids(samples: Sequence[bytes | None], defaults: Sequence[str]) -> list[str] | None:
-    """Read the uid of each sample's JSON; None when one is a document that chooses its images."""
-    found = list(defaults)
+def _told(
+    samples: Sequence[bytes | None], defaults: Sequence[str]
+) -> tuple[list[str], list[int]] | None:
+    """Read uid and turns of each sample's JSON; None when one is a page that chooses its images."""
+    uids, turns = list(defaults), [1] * len(samples)
     for start in range(0, len(samples), _TOGETHER):
-        some = {i: raw for i, raw in enumerate(samples[start : start + _TOGETHER], start) if raw}
-        # An escape may be half a surrogate pair, which makes a sample unusable.
-        plain = [i for i, raw in some.items() if b"\\u" not in raw]
-        parsed = _parse_together([some[i] for i in plain])
-        together = dict(zip(plain, parsed, strict=True)) if parsed is not None else {}
-        for i, raw in some.items():
-            fields = together[i] if i in together else _parse(raw)
-            if is_interleaved(fields):
-                return None
-            found[i] = sample_uid(fields, defaults[i])
-    return found
+        some = samples[start : start + _TOGETHER]
+        for place, fields in enumerate(_parse_together(some) or map(_parse, some), start):
+            uid = fields.get("uid")
+            if uid is not None:
+                uids[place] = uid if type(uid) is str and uid else sample_uid(fields, uids[place])
+            if not fields.keys().isdisjoint(_DOCUMENTS):
+                if is_interleaved(fields) and not is_conversation(fields):
+                    return None
+                turns[place] = _said(fields)
+    return uids, turns
 
 
-def _parse_together(samples: Sequence[bytes]) -> list[dict[str, Any]] | None:
+def _said(fields: dict[str, Any]) -> int:
+    """Count a sample's turns as ``num_turns`` would once it is read."""
+    if not is_conversation(fields):
+        return 1
+    raw = fields.get("conversations", fields.get("messages"))
+    if not isinstance(raw, list) or not raw or not isinstance(raw[0], dict):
+        return 0
+    return len(raw) + (raw[0].get("from", raw[0].get("role")) != "system")
+
+
+def _parse_together(samples: Sequence[bytes | None]) -> list[dict[str, Any]] | None:
     """Parse objects as one list; None when any of them needs a look of its own."""
+    if None in samples:
+        return None
+    joined = _BETWEEN.join(samples)  # type: ignore[arg-type]
+    # An escape may be half a surrogate pair, which makes a sample unusable. Where no sample holds
+    # what parts them, pieces of several cannot add up to as many objects.
+    if b"\\u" in joined or joined.count(_PARTING) != len(samples) - 1:
+        return None
     try:
-        parsed = json.loads(b"[" + b",".join(samples) + b"]")
+        parsed = json.loads(b"[" + joined + b"]")
     except (ValueError, RecursionError):
         return None
-    sound = len(parsed) == len(samples) and all(type(fields) is dict for fields in parsed)
-    return parsed if sound else None
+    apart = parsed[1::2].count(json.loads(_PARTING)) == len(samples) - 1 == len(parsed) // 2
+    return parsed[::2] if apart and set(map(type, parsed[::2])) == {dict} else None
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _parse(raw: bytes | None) -> dict[str, Any]:
     try:
-        return parse_sample(raw, "")
+        return parse_sample(raw, "") if raw else {}
     except Unusable:
         return {}

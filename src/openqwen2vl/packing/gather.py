@@ -12,7 +12,7 @@ from openqwen2vl.formats.documents import ImageRef
 from openqwen2vl.packing.layout import Layout
 from openqwen2vl.packing.lengths import IndexFile
 
-_COLUMNS = ("key", "uid", "ids", "targets", "paths", "offsets", "sizes", "extensions")
+_COLUMNS = ("key", "uid", "ids", "targets", "paths", "offsets", "sizes", "extensions", "scores")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Gathered:
         targets_at: int64 (d + 1,).
         images: of all documents.
         images_at: int64 (d + 1,).
+        scores: JSON of each document's scores, None where it has none.
     """
 
     shards: list[str]
@@ -40,6 +41,7 @@ class Gathered:
     targets_at: NDArray[np.int64]
     images: list[ImageRef]
     images_at: NDArray[np.int64]
+    scores: list[str | None]
 
 
 def gather(layout: Layout, files: Mapping[int, IndexFile]) -> Gathered:
@@ -73,6 +75,7 @@ def gather(layout: Layout, files: Mapping[int, IndexFile]) -> Gathered:
         targets_at=targets_at,
         images=list(map(ImageRef, paths.to_pylist(), *parts)),
         images_at=images_at,
+        scores=table["scores"].to_pylist(),
     )
 
 

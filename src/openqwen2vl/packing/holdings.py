@@ -12,23 +12,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from openqwen2vl.engine.local import Mapper
-from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.errors import PackError, ShardError
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.formats.rejects import REASONS
-from openqwen2vl.packing.audit import Audit, AuditJob, Faults, audit_shard, no_documents
-from openqwen2vl.packing.census import identity
+from openqwen2vl.packing.audit import Audit, AuditJob, audit_shard, no_documents
+from openqwen2vl.packing.census import identities
+from openqwen2vl.packing.faults import Faults
 from openqwen2vl.packing.index import INDEX_NAME, Index
-from openqwen2vl.packing.plan import Split, uid_hash
-from openqwen2vl.packing.split import REJECTS_NAME, UIDS_NAME
+from openqwen2vl.packing.plan import Split, name_hash
+from openqwen2vl.packing.split import REJECTS_NAME, SHORTENED_NAME, UIDS_NAME
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The rows of ``rejects.parquet``.
+    """The rows of ``rejects.parquet`` or ``shortened.parquet``.
 
     Attributes:
-        rows: source, shard, key, uid, reason and detail of each.
+        rows: source, shard, key and uid of each, and reason and detail of rejects.
         identities: uint64 (r,), see ``census.identity``.
     """
 
@@ -51,6 +51,7 @@ class Holdings:
         index: its index.
         audit: its documents, joined over the shards.
         ledger: its rejects.
+        shortened: its documents that lost turns.
         faults: what was found so far.
     """
 
@@ -60,6 +61,7 @@ class Holdings:
     index: Index
     audit: Audit
     ledger: Ledger
+    shortened: Ledger
     faults: Faults
 
     def name(self, place: int) -> str:
@@ -99,11 +101,14 @@ def read_holdings(path: Path, split: Split, mapper: Mapper) -> Holdings:
         )
     audit = _joined(list(mapper(audit_shard, _jobs(path, manifest, index, faults))))
     faults.merge(audit.faults)
-    ledger = _read_ledger(path)
-    holdings = Holdings(path, split, manifest, index, audit, ledger, faults)
+    ledger = _read_ledger(path / REJECTS_NAME)
+    cut = manifest.overlong != "reject"
+    shortened = _read_ledger(path / SHORTENED_NAME) if cut else Ledger([], identities(iter(())))
+    holdings = Holdings(path, split, manifest, index, audit, ledger, shortened, faults)
     _check_counts(holdings)
     _check_uids(holdings)
     _check_ledger(holdings)
+    _check_shortened(holdings)
     return holdings
 
 
@@ -168,13 +173,11 @@ def _joined(parts: list[Audit]) -> Audit:
 
 def _read_ledger(path: Path) -> Ledger:
     try:
-        rows = pq.read_table(path / REJECTS_NAME).to_pylist()
-        digests = [identity(row["shard"], row["key"], row["uid"]) for row in rows]
+        rows = pq.read_table(path).to_pylist()
+        names = [(row["shard"], row["key"], row["uid"]) for row in rows]
     except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise ShardError(
-            f"{path / REJECTS_NAME} cannot be read ({error}); run pack again"
-        ) from error
-    return Ledger(rows, np.frombuffer(b"".join(digests), np.uint64))
+        raise ShardError(f"{path} cannot be read ({error}); run pack again") from error
+    return Ledger(rows, identities(iter(names)))
 
 
 def _check_counts(holdings: Holdings) -> None:
@@ -195,6 +198,7 @@ def _check_counts(holdings: Holdings) -> None:
         "images in the largest pack": (int(index.images.max(initial=0)), manifest.max_images),
         "packs at least": (-(-tokens // manifest.spec.context), manifest.lower_bound),
         "rejects": (holdings.ledger.reasons(), manifest.rejects),
+        "shortened documents": (len(holdings.shortened.rows), manifest.shortened),
     }
     for name, (found, said) in pairs.items():
         if found != said:
@@ -236,8 +240,23 @@ def _check_ledger(holdings: Holdings) -> None:
         if row["reason"] not in REASONS:
             holdings.faults.add("ledger", f"{name} has the unknown reason {row['reason']!r}")
         elif row["reason"] == "duplicate_uid":
-            named = Document(row["source"], row["shard"], row["key"], row["uid"], ())
-            if uid_hash(named) not in packed:
+            names = (row[name] for name in ("source", "shard", "key", "uid"))
+            if name_hash(*names) not in packed:
                 holdings.faults.add(
                     "ledger", f"{name} is left out as a duplicate of uid {row['uid']}, unpacked"
                 )
+
+
+def _check_shortened(holdings: Holdings) -> None:
+    """Make sure that what is told to be shortened is packed, and told once."""
+    stated = holdings.shortened.identities
+    _, first = np.unique(stated, return_index=True)
+    wrong = ~np.isin(stated, holdings.audit.identities)
+    wrong[np.setdiff1d(np.arange(len(stated)), first)] = True
+    for place in np.flatnonzero(wrong).tolist():
+        row = holdings.shortened.rows[place]
+        holdings.faults.add(
+            "shortened",
+            f"{holdings.path / SHORTENED_NAME}: {row['shard']}/{row['key']} is in no pack, or is "
+            "told twice",
+        )

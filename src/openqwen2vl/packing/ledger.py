@@ -1,4 +1,4 @@
-"""What stands beside packed shards for those who compare corpora: the rejects and the uids."""
+"""What stands beside packed shards for those who compare corpora: rejects, uids, what was cut."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,9 +14,8 @@ from openqwen2vl.formats.rejects import REASONS, Reject
 from openqwen2vl.packing.choose import Choice
 from openqwen2vl.packing.plan import Split
 
-_SCHEMA = pa.schema(
-    {name: pa.string() for name in ("source", "shard", "key", "uid", "reason", "detail")}
-)
+_NAMES = ("source", "shard", "key", "uid")
+_SCHEMA = pa.schema({name: pa.string() for name in (*_NAMES, "reason", "detail")})
 _ROWS = 65_536  # in memory at a time
 
 
@@ -39,6 +38,24 @@ def write_rejects(rejects: Iterator[Reject], path: Path) -> None:
         while batch := list(islice(rejects, _ROWS)):
             columns = {name: [getattr(reject, name) for reject in batch] for name in _SCHEMA.names}
             writer.write_table(pa.table(columns, schema=_SCHEMA))
+
+
+def write_shortened(choices: Sequence[Choice], split: Split, source: str, path: Path) -> None:
+    """Write which documents of a split lost turns, a row for each.
+
+    Raises:
+        ShardError: an index file went away.
+        UserError: the disk is full.
+    """
+    schema = pa.schema({name: pa.string() for name in _NAMES})
+    with atomic_file(path) as file, pq.ParquetWriter(file, schema) as writer:
+        for choice in choices:
+            if choice.shortened:
+                rows = np.flatnonzero(choice.kept(split))
+                table = choice.file.read(["key", "uid"]).take(rows)
+                fixed = ([name] * len(rows) for name in (source, choice.file.shard))
+                columns = [pa.array(values, pa.string()) for values in fixed]
+                writer.write_table(pa.table([*columns, *table.columns], schema=schema))
 
 
 def write_uids(hashes: NDArray[np.uint64], path: Path) -> None:

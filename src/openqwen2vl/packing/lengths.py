@@ -20,7 +20,7 @@ from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.rejects import REASONS
 
-VERSION = 1
+VERSION = 3
 """Goes up whenever the same raw shard would be read, laid out or stored in another way."""
 
 SCHEMA = pa.schema(
@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
         "offsets": pa.list_(pa.int64()),
         "sizes": pa.list_(pa.int64()),
         "extensions": pa.list_(pa.string()),
+        "scores": pa.string(),
     }
 )
 """Columns of an index file.
@@ -49,7 +50,7 @@ SCHEMA = pa.schema(
 ``hash`` is ``plan.uid_hash``, ``part`` and ``validation`` are ``plan.uid_fraction`` of the uid;
 NaN where the rest of a shard is lost, which belongs to every part. ``ids`` are compact, ``targets``
 the flat edges of spans over them. ``image_bytes`` is what the images take up in a tar. ``reason``
-is 0 for a document, else the number of ``reason_code``.
+is 0 for a document, else the number of ``reason_code``. ``scores`` is JSON, null for none.
 """
 
 _NUMBERS = (

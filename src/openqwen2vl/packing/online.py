@@ -24,14 +24,14 @@ from openqwen2vl.formats.errors import PackError
 from openqwen2vl.formats.manifest import Counts
 from openqwen2vl.packing.choose import Choice
 from openqwen2vl.packing.gather import gather
-from openqwen2vl.packing.layout import Layout, plan_windows
+from openqwen2vl.packing.layout import Layout
 from openqwen2vl.packing.lengths import IndexFile
 from openqwen2vl.packing.pictures import ImageBytes
 from openqwen2vl.packing.plan import Split
 from openqwen2vl.packing.reader import Pack
 from openqwen2vl.packing.request import PackRequest
 from openqwen2vl.packing.shards import pack_content
-from openqwen2vl.packing.split import describe
+from openqwen2vl.packing.split import describe, lay_out
 from openqwen2vl.packing.writer import index_corpus
 
 _KEPT_TABLES = 64  # index files in a process' memory, a few megabytes each
@@ -71,15 +71,7 @@ class OnlinePacks:
     ) -> None:
         self.path = request.input
         self._source = request.source
-        windows = plan_windows(
-            choices,
-            split,
-            request.limits,
-            mapper,
-            window=request.window,
-            packs_per_shard=request.packs_per_shard,
-            packer=request.packer,
-        )
+        windows = lay_out(request, split, choices, mapper)
         self._place(list(chain.from_iterable(window.layouts for window in windows)), choices)
         self._hashes = np.sort(np.concatenate([c.hashes[c.kept(split)] for c in choices]))
         self.tokens = self._totals([choice.lengths for choice in choices])

@@ -14,6 +14,7 @@ from openqwen2vl.formats.documents import ImageRef
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import tell_full_disk
 from openqwen2vl.formats.tar import BLOCK
+from openqwen2vl.formats.written import decode_written, is_written, written_span
 from openqwen2vl.packing.layout import Layout
 from openqwen2vl.packing.lengths import IndexFile
 
@@ -22,7 +23,7 @@ Spilled = dict[tuple[str, int], ImageRef]
 
 
 class ImageBytes:
-    """Reads image bytes by offset or table cell, keeping the last few files open."""
+    """Reads image bytes by offset, base64 or table cell, keeping the last few files open."""
 
     _MOST_OPEN = 64
 
@@ -62,6 +63,9 @@ class ImageBytes:
         if is_cell(image):
             place[:] = self._cells.read(image)
             return
+        if is_written(image):
+            place[:] = self._decoded(image)
+            return
         try:
             descriptor = self._descriptor(image.path)
         except FileNotFoundError as error:
@@ -75,6 +79,21 @@ class ImageBytes:
                 f"{image.path} changed while it was being packed: {found} bytes at "
                 f"{image.offset} where there were {image.size}; run pack again"
             )
+
+    def _decoded(self, image: ImageRef) -> bytes:
+        path, size = written_span(image)
+        letters = bytearray(size)
+        self.read_into(ImageRef(path, image.offset, size, ""), memoryview(letters))
+        try:
+            data = decode_written(letters)
+        except ValueError:
+            data = b""
+        if len(data) != image.size:
+            raise ShardError(
+                f"{path} changed while it was being packed: no base64 of {image.size} bytes at "
+                f"{image.offset}; run pack again"
+            )
+        return data
 
     def _descriptor(self, path: str) -> int:
         descriptor = self._open.get(path)

@@ -30,14 +30,18 @@ def uid_fraction(uid: str, salt: str) -> float:
 
 
 def uid_hash(document: Document) -> int:
-    """Give the 64-bit identity of a document, by which sources are told to be disjoint.
+    """Give the 64-bit identity of a document, by which sources are told to be disjoint."""
+    return name_hash(document.source, document.shard, document.key, document.uid)
+
+
+def name_hash(source: str, shard: str, key: str, uid: str) -> int:
+    """Give ``uid_hash`` of the document of these names.
 
     A ``uid`` that only repeats shard and key is common to many corpora (they all start at
     ``00000/000000000``), so the source's name goes in with it.
     """
-    uid = document.uid
-    if uid == f"{document.shard}/{document.key}":
-        uid = f"{document.source}/{uid}"
+    if uid == f"{shard}/{key}":
+        uid = f"{source}/{uid}"
     digest = hashlib.blake2b(uid.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest)
 

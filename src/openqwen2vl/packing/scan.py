@@ -177,6 +177,7 @@ def _document_row(document: Document, code: Encoded) -> tuple[Any, ...]:
         [image.offset for image in images],
         [image.size for image in images],
         [image.extension for image in images],
+        json.dumps(dict(document.scores)) if document.scores else None,
     )
 
 
@@ -188,4 +189,4 @@ def _reject_row(reject: Reject) -> tuple[Any, ...]:
     )
     code = reason_code(reject.reason)
     row = (reject.key, reject.uid, 0, part, validation, False, 0, 0, 0, code, reject.detail)
-    return (*row, [], [], [], [], [], [])
+    return (*row, [], [], [], [], [], [], None)

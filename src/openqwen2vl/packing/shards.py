@@ -211,6 +211,8 @@ def pack_content(documents: Gathered, start: int, stop: int, source: str) -> tup
                 "images": images[document + 1] - images[document],
             }
         )
+        if scores := documents.scores[place]:
+            entries[-1]["scores"] = json.loads(scores)
     ids = documents.ids[ids_at[0] : ids_at[-1]].tolist()
     content = {"ids": ids, "targets": targets, "documents": entries}
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)

@@ -21,8 +21,13 @@ def packed_bytes(packs: int, documents: int, ids: int, image_bytes: int) -> int:
     return image_bytes + _PER_ID * ids + _PER_DOCUMENT * documents + 2 * BLOCK * packs
 
 
-def check_space(folder: Path, needed: int) -> None:
+def check_space(folder: Path, needed: int, what: str = "the packs") -> None:
     """Make sure that so many bytes fit into a folder.
+
+    Args:
+        folder: where they are to go.
+        needed: bytes.
+        what: they are, in the plural.
 
     Raises:
         UserError: they do not.
@@ -30,7 +35,7 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"the packs need about {_said(needed)} and {folder} has {_said(free)} free; free some "
+            f"{what} need about {_said(needed)} and {folder} has {_said(free)} free; free some "
             "or choose another out"
         )
 

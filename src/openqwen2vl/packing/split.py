@@ -12,7 +12,7 @@ from openqwen2vl.packing.choose import Choice, read_rejects
 from openqwen2vl.packing.finished import WrittenShard, remove_others
 from openqwen2vl.packing.index import join_indexes
 from openqwen2vl.packing.layout import Layout, Window, plan_windows
-from openqwen2vl.packing.ledger import count_reasons, write_rejects, write_uids
+from openqwen2vl.packing.ledger import count_reasons, write_rejects, write_shortened, write_uids
 from openqwen2vl.packing.plan import Split
 from openqwen2vl.packing.request import PackRequest
 from openqwen2vl.packing.shards import ShardGroup, ShardJob, write_shards
@@ -20,6 +20,7 @@ from openqwen2vl.packing.space import packed_bytes
 
 REJECTS_NAME = "rejects.parquet"
 UIDS_NAME = "uids.npy"
+SHORTENED_NAME = "shortened.parquet"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class SplitPlan:
             ),
             self.folder / REJECTS_NAME,
         )
+        if request.overlong != "reject":
+            path = self.folder / SHORTENED_NAME
+            write_shortened(self.choices, split, request.source, path)
         hashes = [choice.hashes[choice.kept(split)] for choice in self.choices]
         write_uids(np.concatenate(hashes), self.folder / UIDS_NAME)
         return self._manifest(written)
@@ -164,6 +168,32 @@ def describe(
     )
 
 
+def lay_out(
+    request: PackRequest, split: Split, choices: Sequence[Choice], mapper: Mapper
+) -> list[Window]:
+    """Lay a split's documents into packs as a request asks for.
+
+    Args:
+        request: what to pack.
+        split: which split.
+        choices: of all index files.
+        mapper: runs a function over windows, results in order.
+
+    Raises:
+        PackError: a packer that cannot do this.
+        UserError: what the packer needs is not installed.
+    """
+    return plan_windows(
+        choices,
+        split,
+        request.limits,
+        mapper,
+        window=request.window,
+        packs_per_shard=request.packs_per_shard,
+        packer=request.packer,
+    )
+
+
 def plan_split(
     request: PackRequest,
     split: Split,
@@ -187,15 +217,7 @@ def plan_split(
         PackError: a packer that cannot do this.
         UserError: what the packer needs is not installed.
     """
-    windows = plan_windows(
-        choices,
-        split,
-        request.limits,
-        mapper,
-        window=request.window,
-        packs_per_shard=request.packs_per_shard,
-        packer=request.packer,
-    )
+    windows = lay_out(request, split, choices, mapper)
     folder, work = request.out / ("" if split == "train" else split), work / split
     groups: list[ShardGroup] = []
     number = 0

@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.corpora import Shard, open_corpus, shard_path
 from openqwen2vl.formats.errors import PackError
-from openqwen2vl.formats.interleaved import DEFAULT_RULES
+from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.manifest import Manifest
-from openqwen2vl.packing.audit import LISTED, Faults
+from openqwen2vl.packing.beginnings import Packed, check_beginnings
 from openqwen2vl.packing.census import OUTSIDE, Census, CensusJob, join_censuses, take_census
-from openqwen2vl.packing.compare import compare_images, hash_shards
-from openqwen2vl.packing.entries import shard_entries
+from openqwen2vl.packing.compare import compare_images
+from openqwen2vl.packing.entries import list_shard
+from openqwen2vl.packing.faults import LISTED, Faults
+from openqwen2vl.packing.hashes import hash_shards
 from openqwen2vl.packing.holdings import Holdings, read_holdings
 from openqwen2vl.packing.plan import SPLITS, Selection
 from openqwen2vl.packing.reader import VALIDATION
@@ -67,9 +69,10 @@ class Verification:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """A corpus' shards, and its census; ``starts`` are the shards' bounds in it."""
+    """A corpus' shards, how they are read, their census, and ``starts``, their bounds in it."""
 
     shards: Sequence[Shard]
+    rules: InterleavedRules
     census: Census
     starts: NDArray[np.int64]
 
@@ -77,28 +80,31 @@ class _Corpus:
         """Read the names of entries again, by their places in the census."""
         owners = np.searchsorted(self.starts, places, side="right") - 1
         for owner in np.unique(owners).tolist():
-            wanted = set((places[owners == owner] - self.starts[owner]).tolist())
-            shard = self.shards[owner]
-            for number, entry in enumerate(shard_entries(shard)):
-                if number in wanted:
-                    yield f"{shard_path(shard).stem}/{entry.key} (uid {entry.uid})"
-
-
-def _refuse_rewritten(packs: Sequence[Path], manifests: Sequence[Manifest]) -> None:
-    """Refuse packs whose documents are not those that the corpus tells by default."""
-    for path, manifest in zip(packs, manifests, strict=True):
-        if manifest.interleaved != DEFAULT_RULES or manifest.overlong != "reject":
-            raise PackError(
-                f"{path} was packed with overlong={manifest.overlong} and {manifest.interleaved}; "
-                "verify proves packs of overlong=reject and the default rules only"
+            stem, listed = (
+                shard_path(self.shards[owner]).stem,
+                list_shard(self.shards[owner], self.rules),
             )
+            for number in (places[owners == owner] - self.starts[owner]).tolist():
+                yield f"{stem}/{listed.keys[number]} (uid {listed.uids[number]})"
+
+
+def _common_rules(manifests: Sequence[Manifest]) -> InterleavedRules:
+    """Give the rules by which interleaved documents were taken for all folders."""
+    rules = manifests[0].interleaved
+    if any(manifest.interleaved != rules for manifest in manifests):
+        raise PackError(
+            "the folders were packed with different rules for interleaved documents; verify "
+            "those of one rule at a time"
+        )
+    return rules
 
 
 def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
     """Compare a corpus with its packs, document by document.
 
-    Documents are told apart by a hash of shard, key and uid; the sizes of a document's images
-    must agree too, and with ``deep`` their bytes.
+    Documents are told apart by a hash of shard, key and uid; a document's number of turns and the
+    sizes of its images must agree too, and with ``deep`` the images' bytes. What is recorded as
+    shortened must be the beginning of the corpus' document.
 
     Args:
         request: what to prove.
@@ -110,8 +116,7 @@ def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
     if not request.packs:
         raise PackError("packs names no folder; give the packs' folder, or [DIR,DIR] of its parts")
     manifests = [Manifest.load(path) for path in request.packs]
-    _refuse_rewritten(request.packs, manifests)
-    corpus = _read_corpus(request, [Selection(m.part, m.validation) for m in manifests], mapper)
+    corpus = _read_corpus(request, manifests, mapper)
     found = Verification(documents=len(corpus.census))
     folders: list[list[Holdings]] = []
     for number, (path, manifest) in enumerate(zip(request.packs, manifests, strict=True)):
@@ -123,25 +128,46 @@ def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
     for one, other in combinations(folders, 2):
         _check_disjoint(one, other, found.faults)
     _count(corpus, folders, found)
+    every = [holdings for held in folders for holdings in held]
+    shards, rules, starts = corpus.shards, corpus.rules, corpus.starts
+    packed = _shortened(corpus, every)
+    found.faults.merge(check_beginnings(shards, rules, starts, packed, mapper))
     if request.deep:
-        every = [holdings for held in folders for holdings in held]
         for holdings in every:
             found.faults.merge(hash_shards(holdings, mapper))
-        faults, found.bytes = compare_images(
-            corpus.shards, corpus.census, corpus.starts, every, mapper
-        )
+        faults, found.bytes = compare_images(shards, rules, corpus.census, starts, every, mapper)
         found.faults.merge(faults)
     return found
 
 
-def _read_corpus(
-    request: VerifyRequest, selections: Sequence[Selection], mapper: Mapper
-) -> _Corpus:
+def _read_corpus(request: VerifyRequest, manifests: Sequence[Manifest], mapper: Mapper) -> _Corpus:
+    rules = _common_rules(manifests)
     shards = open_corpus(request.input, request.image_root)
-    jobs = [CensusJob(shard, tuple(selections)) for shard in shards]
+    selections = tuple(Selection(m.part, m.validation) for m in manifests)
+    jobs = [CensusJob(shard, selections, rules, request.deep) for shard in shards]
     parts = list(mapper(take_census, jobs))
     starts = np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
-    return _Corpus(shards, join_censuses(parts), starts)
+    return _Corpus(shards, rules, join_censuses(parts), starts)
+
+
+def _shortened(corpus: _Corpus, every: Sequence[Holdings]) -> Packed:
+    """Find the shortened documents that the corpus has, as they are in packs."""
+    parts = []
+    for holdings in every:
+        audit = holdings.audit
+        at = _lookup(corpus.census.identities, audit.identities)
+        mine = np.isin(audit.identities, holdings.shortened.identities) & (at >= 0)
+        parts.append((at[mine], audit.turns[mine], audit.num_images[mine], audit.sizes[mine]))
+    return Packed(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _lookup(many: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Give where each of the wanted is among many; -1 where it is not."""
+    if not len(many):
+        return np.full(len(wanted), -1)
+    order = np.argsort(many, kind="stable")
+    place = order[np.minimum(np.searchsorted(many[order], wanted), len(many) - 1)]
+    return np.where(many[place] == wanted, place, -1)
 
 
 def _check_folder(
@@ -160,7 +186,7 @@ def _check_folder(
         found.packs += len(holdings.index.shard)
         found.images += int(holdings.index.images.sum())
         found.faults.merge(holdings.faults)
-        for key in ("spec", "source", "part", "validation"):
+        for key in ("spec", "source", "part", "validation", "interleaved", "overlong"):
             if getattr(holdings.manifest, key) != getattr(manifest, key):
                 found.faults.add("manifest", f"{holdings.path} was packed with another {key}")
         _check_split(corpus, splits == SPLITS.index(holdings.split), holdings, found.faults)
@@ -180,11 +206,26 @@ def _check_split(
         if len(missing) > LISTED:
             faults.counts["missing"] += len(missing) - LISTED
         _tell_surplus(corpus, expected, holdings, _surplus(held, expected), faults)
-    known = np.isin(holdings.audit.identities, expected)
-    content = holdings.audit.identities ^ holdings.audit.sizes.view(np.uint64)
-    same = np.isin(content, expected ^ corpus.census.sizes[places].view(np.uint64))
-    for place in np.flatnonzero(known & ~same).tolist():
+    _check_content(corpus.census, places, holdings, faults)
+
+
+def _check_content(
+    census: Census, places: NDArray[np.int64], holdings: Holdings, faults: Faults
+) -> None:
+    """Compare images and turns of the documents that are in both, but for what was shortened."""
+    audit = holdings.audit
+    at = _lookup(census.identities[places], audit.identities)
+    mine = np.flatnonzero((at >= 0) & ~np.isin(audit.identities, holdings.shortened.identities))
+    there = places[at[mine]]
+    for place in mine[audit.sizes[mine] != census.sizes[there]].tolist():
         faults.add("images", f"{holdings.name(place)} has images of other sizes in the corpus")
+    found, whole = audit.turns[mine], census.turns[there]
+    for place in np.flatnonzero(found != whole).tolist():
+        faults.add(
+            "turns",
+            f"{holdings.name(int(mine[place]))} has {found[place]} turns, the corpus "
+            f"{whole[place]}, and it is not recorded as shortened",
+        )
 
 
 def _surplus(many: NDArray[np.uint64], few: NDArray[np.uint64]) -> NDArray[np.int64]:

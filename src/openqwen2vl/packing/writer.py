@@ -15,13 +15,13 @@ from openqwen2vl.formats.parquet import ParquetShard
 from openqwen2vl.packing.choose import Choice, choose, leave_out_duplicates
 from openqwen2vl.packing.index import INDEX_NAME
 from openqwen2vl.packing.ledger import count_reasons
+from openqwen2vl.packing.locks import only_writer
 from openqwen2vl.packing.plan import SPLITS
-from openqwen2vl.packing.request import PackRequest as PackRequest
-from openqwen2vl.packing.request import make_spec as make_spec
+from openqwen2vl.packing.request import PackRequest
 from openqwen2vl.packing.scan import ScanJob, index_folder, scan_shard
 from openqwen2vl.packing.shorten import shorten
 from openqwen2vl.packing.space import check_space
-from openqwen2vl.packing.split import REJECTS_NAME, UIDS_NAME, plan_split
+from openqwen2vl.packing.split import REJECTS_NAME, SHORTENED_NAME, UIDS_NAME, plan_split
 
 _WORK = ".work"
 
@@ -43,9 +43,21 @@ def pack_folder(
         The manifest of the training packs; ``out/validation`` has its own.
 
     Raises:
-        UserError: bad input, packs already there, nothing left to pack, or too small a disk.
+        UserError: bad input, packs already there, another process at them, nothing left to pack,
+            or too small a disk.
     """
     shards = open_corpus(request.input, request.image_root)
+    with only_writer(request.out):
+        return _fill(request, shards, tokenizer, mapper)
+
+
+def _fill(
+    request: PackRequest,
+    shards: Sequence[Shard],
+    tokenizer: PreTrainedTokenizerFast,
+    mapper: Mapper,
+) -> Manifest:
+    """Do what ``pack_folder`` says, with the folder to itself."""
     _clear(request)
     work = request.out / _WORK
     with tell_full_disk(work):
@@ -75,7 +87,7 @@ def _clear(request: PackRequest) -> None:
             f"{request.out} already holds packs; delete the folder or set overwrite=true, "
             "or give another out"
         )
-    names = [MANIFEST_NAME, INDEX_NAME, REJECTS_NAME, UIDS_NAME, ".*.tmp"]
+    names = [MANIFEST_NAME, INDEX_NAME, REJECTS_NAME, SHORTENED_NAME, UIDS_NAME, ".*.tmp"]
     for folder in (request.out, request.out / "validation"):
         # The manifest goes first: without it the rest counts as unfinished.
         for name in names + ["packed-*.tar"] * finished:
