@@ -109,3 +109,15 @@ def test_a_missing_file_or_image_root_is_told(tmp_path):
     path = write(tmp_path, [entry()])
     with pytest.raises(ShardError, match="image_root is None; name the folder"):
         listing_shards(path, None)
+
+
+@pytest.mark.parametrize("image", ["", ".", "folder"])
+def test_an_image_that_is_a_folder_costs_its_own_entry(tmp_path, image):
+    (tmp_path / "folder").mkdir()
+    turns = [{"from": "human", "value": "<image>\nQ"}, {"from": "gpt", "value": "A"}]
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps([{"image": image, "conversations": turns}]))
+    (shard,) = listing_shards(path, tmp_path)
+    (found,) = read_listing_shard(shard, "x")
+    assert isinstance(found, Reject)
+    assert (found.reason, "is no file" in found.detail) == ("missing_image", True)

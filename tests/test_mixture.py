@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.compose import composed
 from support.packs import pack
 from support.runs import PackedCorpora
 from support.shards import tiny_tokenizer, write_caption_shard
@@ -13,6 +14,7 @@ from openqwen2vl.packing.mixture import Mixture, MixtureSpec, SourceSpec, consum
 from openqwen2vl.packing.order import Order, Phase
 
 GRIDS = (3, 6)
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def spec(corpora: PackedCorpora, *names: str, mode: str = "proportional") -> MixtureSpec:
@@ -191,3 +193,12 @@ def test_a_manifest_is_what_tells_folders_apart(mixture: Mixture) -> None:
     assert len(set(hashes)) == 4
     folder = mixture.folders[3][0]
     assert Manifest.load(folder.path).hash() == folder.manifest.hash()
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("mixture/*.yaml")), ids=lambda p: p.stem)
+def test_every_source_of_the_papers_mixtures_says_its_licence(path: Path) -> None:
+    if path.stem.startswith(("demo_", "empty")):
+        return
+    config = composed(f"mixture={path.stem}", "stage=pretrain")
+    for name, source in config.mixture.sources.items():
+        assert source.licence == config.licences[name]

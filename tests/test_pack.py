@@ -14,6 +14,7 @@ from openqwen2vl import conf
 from openqwen2vl.commands._pack_progress import Figures, make_bar, with_progress
 from openqwen2vl.commands.pack import SCHEMA, run
 from openqwen2vl.config import check
+from openqwen2vl.engine.local import map_inline
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.packing.finished import WrittenShard
 from openqwen2vl.packing.reader import PackFolder
@@ -104,7 +105,7 @@ def test_the_bar_says_documents_a_second_fill_and_the_time_left_on_stderr(config
     seen, bar = [], make_bar()
     update = bar.update
     bar.update = lambda task, **fields: seen.append(fields) or update(task, **fields)
-    mapper = with_progress(bar, 1, 256)
+    mapper = with_progress(bar, map_inline, 256)
     shard = PackFolder(config.out).manifest.shards[0]
     written = WrittenShard(shard, None, 12, 12, 128 * shard.packs, 1, 1, 1)
     assert list(mapper(lambda item: [item], [written])) == [[written]]

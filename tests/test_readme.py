@@ -26,7 +26,8 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     tiny_tokenizer(tmp_path / "tokenizer")
     found = commands()
     assert [words[:2] for words in found] == [
-        ["openqwen2vl", verb] for verb in ("pack", "pack", "verify", "inspect", "train", "train")
+        ["openqwen2vl", verb]
+        for verb in ("curate", "pack", "pack", "verify", "inspect", "train", "train")
     ]
     for words in found:
         # Only smaller than what is printed; every word of the README is kept.

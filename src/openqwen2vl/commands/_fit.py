@@ -169,6 +169,7 @@ def _module(
         "stage": config.stage,
         "init_from": None if config.init_from is None else str(config.init_from),
         "order": data.identity(),
+        "licences": {name: one.licence for name, one in data.mixture.spec.sources.items()},
         "phases": [asdict(phase) for phase in data.order.phases],
         "steps": steps,
         "schedule_length": schedule.length or steps,

@@ -141,10 +141,11 @@ def _explain(error: Exception) -> str:
         group, _, rest = misspelt[1].partition(".")
         known = _known_keys(group)
         wrong = rest.rpartition(".")[2] if group in known and rest else group
-        hint = (
-            nearest(wrong, known) or f"; to add a key that no file sets, write +{misspelt[1]}=..."
-        )
+        add = f"; to add a key that no file sets, write +{misspelt[1]}"
+        hint = f"{add}.KEY=..." if wrong in known else nearest(wrong, known) or f"{add}=..."
         return lines[0].rstrip(".") + hint
+    if "override_grammar" in text:
+        lines.append("a value with other than letters and digits wants quotes: \"key='a >= 3'\"")
     return "\n".join(lines)
 
 

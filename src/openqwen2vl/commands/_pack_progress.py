@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
+from openqwen2vl.engine.local import Item, Mapper, Result
 from openqwen2vl.packing.finished import WrittenShard
 from openqwen2vl.packing.layout import Window
 from openqwen2vl.packing.lengths import Lengths
@@ -25,12 +25,12 @@ def make_bar() -> Progress:
     )
 
 
-def with_progress(bar: Progress, workers: int, context: int) -> Mapper:
-    """Give a mapper over processes of this machine that tells a bar what comes of it.
+def with_progress(bar: Progress, engine: Mapper, context: int) -> Mapper:
+    """Give a mapper that tells a bar what comes of it.
 
     Args:
         bar: of ``make_bar``.
-        workers: processes.
+        engine: what runs the functions.
         context: tokens in a pack.
     """
 
@@ -38,7 +38,7 @@ def with_progress(bar: Progress, workers: int, context: int) -> Mapper:
         name = function.__name__.replace("_", " ")
         task = bar.add_task(name, total=len(items), figures="")
         figures = Figures(context)
-        for done, result in enumerate(map_shards(function, items, workers), 1):
+        for done, result in enumerate(engine(function, items), 1):
             figures.add(result)
             bar.update(task, completed=done, figures=str(figures))
             yield result

@@ -1,6 +1,5 @@
 """Lay raw shards into packs of one context length: packed shards, an index and a manifest."""
 
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from openqwen2vl.commands._pack_progress import make_bar, with_progress
 from openqwen2vl.config import Schema
+from openqwen2vl.engine.chosen import ENGINES, open_engine
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.tokens import load_tokenizer
@@ -19,7 +19,7 @@ from openqwen2vl.packing.plan import Selection, parse_part
 from openqwen2vl.packing.request import OVERLONG, PackRequest, make_spec
 from openqwen2vl.packing.writer import pack_folder
 
-_CHOICES = {"engine": ("local",), "packer": PACKERS, "overlong": OVERLONG}
+_CHOICES = {"engine": ENGINES, "packer": PACKERS, "overlong": OVERLONG}
 _KEYS = (
     "input out tokenizer image_root index source template context grid part validation interleaved "
     "overlong packer max_images window packs_per_shard overwrite engine workers json"
@@ -69,9 +69,8 @@ def run(config: DictConfig) -> dict[str, object]:
         max_images=config.max_images,
         overwrite=config.overwrite,
     )
-    with make_bar() as bar:
-        workers = config.workers or len(os.sched_getaffinity(0))
-        manifest = pack_folder(request, tokenizer, with_progress(bar, workers, config.context))
+    with make_bar() as bar, open_engine(config.engine, config.workers) as engine:
+        manifest = pack_folder(request, tokenizer, with_progress(bar, engine, config.context))
     names = (
         "fill",
         "lower_bound",

@@ -93,6 +93,7 @@ KEYS = [
     "resolution",
     "data",
     "mixture",
+    "licences",
     "packs_root",
     "optim",
     "schedule",

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from openqwen2vl.formats.conversations import is_conversation, parse_turns
@@ -118,9 +119,12 @@ def image_file(name: str, root: Path) -> ImageRef:
     """
     path = root / name
     try:
-        size = path.stat().st_size
+        found = path.stat()
     except (OSError, ValueError) as error:
         raise Unusable("missing_image", f"no image {name} under image_root") from error
+    if not S_ISREG(found.st_mode):
+        raise Unusable("missing_image", f"image {name!r} under image_root is no file")
+    size = found.st_size
     if size == 0:
         raise Unusable("missing_image", f"{name} holds no bytes")
     ending = path.suffix.lower().removeprefix(".")

@@ -24,10 +24,12 @@ class SourceSpec:
         packs: its pack folder, or one folder per grid; each folder's manifest says its grid. With
             ``data=online`` its raw shards.
         weight: its share of the tokens under ``mode: weights``.
+        licence: what its makers allow, in words; checkpoints keep it.
     """
 
     packs: str | Sequence[str]
     weight: float = 1.0
+    licence: str | None = None
 
     @property
     def folders(self) -> list[Path]:

@@ -1,0 +1,1 @@
+"""Curation: raw shards scored, selected, freed of duplicates and written anew."""

@@ -1,0 +1,238 @@
+"""Where the files of kept samples lie: an index file for each raw shard, made before any copying."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from openqwen2vl.curation.kept import KeptShard, read_kept
+from openqwen2vl.curation.scores import stamp
+from openqwen2vl.formats.errors import ShardError, UserError
+from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.formats.raw import read_raw_files
+from openqwen2vl.formats.tar import BLOCK, Member
+from openqwen2vl.packing.locks import one_writer
+
+NOWHERE = -1
+"""The offset of a file that a sample has not."""
+
+SCORE = "score "
+"""What the names of score columns begin with in an index file."""
+
+_VERSION = 1
+_IDENTITY, _BYTES = b"openqwen2vl.located", b"openqwen2vl.bytes"
+_PER_SAMPLE, _PER_SCORE = 160, 40  # bytes that a sample's JSON gains: uid, origin, each score
+_KINDS = ("image", "text", "json")
+_FILES = pa.schema(
+    [("ending", pa.string())]
+    + [(f"{kind}_{what}", pa.int64()) for kind in _KINDS for what in ("at", "size")]
+)
+
+
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A column whose values go into ``KEY.json``.
+
+    Attributes:
+        name: of the column.
+        folder: holds ``SHARD.parquet`` with ``key`` and the column, as ``scores.write_scores``
+            leaves it; None: the kept table has the column itself.
+    """
+
+    name: str
+    folder: Path | None = None
+
+    def path(self, shard: str) -> Path | None:
+        """Give the file of a shard's scores; None when the kept table has them.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.folder is None:
+            return None
+        path = self.folder / f"{shard}.parquet"
+        if path.exists():
+            return path
+        raise UserError(
+            f"{path} is missing: the samples of {shard} have no {self.name}; score the source, or "
+            "do not ask for that column"
+        )
+
+
+@dataclass(frozen=True)
+class LocateJob:
+    """One raw shard to look through.
+
+    Attributes:
+        raw: the tar.
+        kept: the kept table.
+        kept_hash: of that table.
+        shard: the rows that speak of this tar.
+        scores: what goes along.
+        path: where the index file goes.
+    """
+
+    raw: Path
+    kept: Path
+    kept_hash: str
+    shard: KeptShard
+    scores: tuple[ScoreColumn, ...]
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.raw)
+
+    def identity(self) -> str:
+        """Everything that the index depends on, as text."""
+        paths = [(column.name, column.path(self.shard.name)) for column in self.scores]
+        scores = [(name, path and made_of(path)) for name, path in paths]
+        rows = [self.shard.name, self.shard.first, self.shard.rows]
+        return json.dumps([_VERSION, self.kept_hash, rows, stamp(self.raw), scores])
+
+
+def made_of(scores: Path) -> str:
+    """Give a hash of a file of scores.
+
+    Not its time, which two runs that make the same file do not share: about a megabyte to read
+    for a shard of images that is hundreds of them.
+    """
+    with scores.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Located:
+    """The index file of a raw shard.
+
+    Attributes:
+        raw: the tar.
+        path: the index file.
+        samples: its rows.
+        bytes: what they will take up in a tar, about.
+        identity: as of ``LocateJob.identity``.
+        stamp: bytes of the tar and time of its last change, in ns.
+    """
+
+    raw: Path
+    path: Path
+    samples: int
+    bytes: int
+    identity: str
+    stamp: tuple[int, int]
+
+    def read(self) -> pa.Table:
+        """Read key, uid, scores, the image's ending, and offsets and sizes of the files.
+
+        Raises:
+            ShardError: the index file went away or is damaged.
+        """
+        try:
+            return pq.read_table(self.path, use_threads=False).replace_schema_metadata()
+        except (OSError, pa.ArrowException) as error:
+            raise ShardError(f"{self.path} cannot be read ({error}); start again") from error
+
+    def check(self) -> None:
+        """Make sure that the tar is still as it was.
+
+        Raises:
+            ShardError: it changed or went away.
+        """
+        if stamp(self.raw) != self.stamp:
+            raise ShardError(f"{self.raw} changed while its samples were copied; start again")
+
+
+def locate_shard(job: LocateJob) -> Located:
+    """Find the kept samples of a raw shard, unless that was done before; images are not touched.
+
+    Raises:
+        ShardError: the raw shard is missing, or lacks a sample that is kept.
+        UserError: scores are missing, or the disk is full.
+    """
+    identity, found = job.identity(), stamp(job.raw)
+    with one_writer(job.path):
+        size = _known(job.path, identity)
+        if size is None:
+            size = _write(job, identity)
+    return Located(job.raw, job.path, job.shard.rows, size, identity, found)
+
+
+def _known(path: Path, identity: str) -> int | None:
+    """Give the bytes that an index file tells of, when it is there and of this identity."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    return int(metadata[_BYTES]) if metadata.get(_IDENTITY) == identity.encode() else None
+
+
+def _write(job: LocateJob, identity: str) -> int:
+    own = [column.name for column in job.scores if column.folder is None]
+    rows = read_kept(job.kept, job.shard, ["key", "uid", *own])
+    table = rows.select(["key", "uid"])
+    for column in job.scores:
+        path = column.path(job.shard.name)
+        values = rows[column.name] if path is None else _scores(path, column.name, rows["key"])
+        table = table.append_column(SCORE + column.name, values)
+    files = pa.table(list(zip(*_files(job, rows["key"].to_pylist()), strict=True)), _FILES)
+    for name, values in zip(_FILES.names, files.columns, strict=True):
+        table = table.append_column(name, values)
+    more = {"json": _PER_SAMPLE + _PER_SCORE * len(job.scores)}
+    sizes = [files[f"{kind}_size"].to_numpy() + more.get(kind, 0) for kind in _KINDS]
+    total = sum(int((BLOCK + -(-size // BLOCK) * BLOCK).sum()) for size in sizes)
+    metadata = {_IDENTITY: identity.encode(), _BYTES: str(total).encode()}
+    with atomic_file(job.path) as file:
+        table = table.replace_schema_metadata(metadata)
+        pq.write_table(table, file, compression="zstd", compression_level=1)
+    return total
+
+
+def _scores(path: Path, name: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Look a column up by key."""
+    try:
+        scored = pq.read_table(path, columns=["key", name], use_threads=False)
+        values = scored[name]
+        places = pc.index_in(keys.cast(pa.string()), scored["key"].cast(pa.string()))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        said = str(error).split("\n")[0]
+        raise UserError(f"{path} has no columns key and {name} to read ({said})") from error
+    if places.null_count:
+        lost = keys.filter(pc.is_null(places))[0].as_py()
+        raise UserError(
+            f"{path} has no row for {lost}, one of {places.null_count} kept samples that it lacks; "
+            "score, select and deduplicate again"
+        )
+    return values.take(places)
+
+
+def _files(job: LocateJob, keys: Sequence[str]) -> Iterator[tuple[str | int, ...]]:
+    """Give the rows of ``_FILES`` for the samples of some keys."""
+    there = dict(read_raw_files(job.raw))
+    missing = [key for key in keys if key not in there]
+    if missing:
+        raise ShardError(
+            f"{job.raw} lacks {missing[0]}, one of {len(missing)} samples of it that {job.kept} "
+            "keeps; it is another file than was scored: bring it back, or score it again"
+        )
+    for key in keys:
+        files = there[key]
+        images = [ending for ending in files if ending not in ("txt", "json")]
+        if len(images) != 1:
+            raise ShardError(
+                f"{key} of {job.raw} has {len(images)} images; only pairs of one image and its "
+                "caption can be kept"
+            )
+        yield (
+            images[0],
+            *_place(files[images[0]]),
+            *_place(files.get("txt")),
+            *_place(files.get("json")),
+        )
+
+
+def _place(member: Member | None) -> tuple[int, int]:
+    return (NOWHERE, 0) if member is None else (member.offset, member.size)

@@ -1,0 +1,234 @@
+"""Resharding: kept samples written into balanced, shuffled WebDataset shards, original bytes kept."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from openqwen2vl.curation.deal import deal
+from openqwen2vl.curation.kept import KeptTable
+from openqwen2vl.curation.locate import Located, LocateJob, ScoreColumn, locate_shard, made_of
+from openqwen2vl.curation.resharded import FORMAT_VERSION, ReshardManifest
+from openqwen2vl.curation.rewrite import NewShard, WriteJob, write_shard
+from openqwen2vl.curation.scores import stamp
+from openqwen2vl.engine.local import Mapper, map_inline
+from openqwen2vl.formats.errors import ShardError, UserError
+from openqwen2vl.formats.files import tell_full_disk
+from openqwen2vl.formats.manifest import MANIFEST_NAME
+from openqwen2vl.packing.space import check_space
+
+_WORK = ".work"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReshardRequest:
+    """What to reshard.
+
+    Attributes:
+        kept: the kept table of a source.
+        input: the folder of its raw shards.
+        out: the folder to fill.
+        source: the name that the raw shards go by.
+        name: the name of what is kept of them, as mixtures have it.
+        seed: of the shuffle.
+        samples_per_shard: samples in a new shard, at most; all have as many, or one fewer.
+        window: raw shards that are shuffled together: more mix better, and are read at once.
+        scores: columns that go into ``KEY.json``.
+        blur: whether to blur the faces that DataComp's boxes tell of.
+        funnel: what became of the other samples, by step and reason; it goes into the manifest.
+        overwrite: whether shards that ``out`` holds may go.
+
+    Raises:
+        UserError: a number below 1, or shards that would be written among the raw ones.
+    """
+
+    kept: Path
+    input: Path
+    out: Path
+    source: str
+    name: str
+    seed: int = 0
+    samples_per_shard: int = 10_000
+    window: int = 16
+    scores: tuple[ScoreColumn, ...] = ()
+    blur: bool = False
+    funnel: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_shard", "window"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it starts at 1")
+        if self.out.resolve() == self.input.resolve():
+            raise UserError(f"{self.out} holds the raw shards; choose another out")
+
+
+def reshard(request: ReshardRequest, mapper: Mapper = map_inline) -> ReshardManifest:
+    """Write the kept samples of a source; the same request gives the same bytes, whatever maps it.
+
+    Whatever stops it, a new start goes on with the shards that are finished. A folder that is
+    complete is left as it is.
+
+    Args:
+        request: what to do.
+        mapper: runs a function over shards, here or elsewhere, results in order.
+
+    Raises:
+        UserError: nothing is kept, scores are missing, the folder holds something else, or too
+            small a disk.
+        ShardError: the kept table or a raw shard is missing, damaged, or another than was scored.
+    """
+    table = KeptTable.open(request.kept)
+    raws = _raw_shards(request, table)
+    digest = _digest(request, table, raws)
+    if known := _finished(request, digest):
+        return known
+    _check_scores(request, table)
+    work = request.out / _WORK
+    _make(work)
+    located = list(mapper(locate_shard, _locate_jobs(request, table, raws, work)))
+    jobs = _write_jobs(request, located, work)
+    done = [job.finished() for job in jobs]
+    _remove_others(request.out, work, done)
+    lacking = sum(job.samples for job, shard in zip(jobs, done, strict=True) if shard is None)
+    total, samples = sum(file.bytes for file in located), sum(file.samples for file in located)
+    check_space(request.out, total * lacking // samples, "the shards")
+    manifest = _manifest(request, list(mapper(write_shard, jobs)), digest)
+    manifest.save(request.out)
+    shutil.rmtree(work)
+    return manifest
+
+
+def _make(work: Path) -> None:
+    with tell_full_disk(work):
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise UserError(
+                f"{work.parent} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
+
+def _raw_shards(request: ReshardRequest, table: KeptTable) -> list[Path]:
+    """Give the tar of each raw shard that the kept table speaks of."""
+    if not table.shards:
+        raise UserError(
+            f"nothing of {request.name} is kept: {request.kept} has no rows; loosen the selection"
+        )
+    raws = [request.input / f"{shard.name}.tar" for shard in table.shards]
+    missing = [raw for raw in raws if not raw.is_file()]
+    if missing:
+        raise ShardError(
+            f"{missing[0]} is missing, and {len(missing) - 1} others that {request.kept} keeps "
+            "samples of; check the path of the raw shards"
+        )
+    return raws
+
+
+def _check_scores(request: ReshardRequest, table: KeptTable) -> None:
+    for column in request.scores:
+        if column.folder is None and column.name not in table.columns:
+            raise UserError(
+                f"{request.kept} has no column {column.name}; it has {', '.join(table.columns)}"
+            )
+
+
+def _digest(request: ReshardRequest, table: KeptTable, raws: Sequence[Path]) -> str:
+    paths = [column.path(shard.name) for column in request.scores for shard in table.shards]
+    told = [
+        [FORMAT_VERSION, request.source, request.name, request.seed, request.samples_per_shard],
+        [request.window, request.blur, [column.name for column in request.scores]],
+        [table.hash, [(raw.name, *stamp(raw)) for raw in raws]],
+        [path and made_of(path) for path in paths],
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _finished(request: ReshardRequest, digest: str) -> ReshardManifest | None:
+    """Give the manifest of a folder that is complete; make room in one that is to go."""
+    out = request.out
+    if (out / MANIFEST_NAME).exists():
+        known = ReshardManifest.load(out)
+        if known.digest == digest:
+            told = replace(known, funnel=dict(request.funnel))
+            if told != known:
+                told.save(out)
+            shutil.rmtree(out / _WORK, ignore_errors=True)
+            return told
+        if not request.overwrite:
+            raise UserError(
+                f"{out} holds shards of other samples or settings; delete the folder or set "
+                "overwrite=true, or give another out"
+            )
+        # The manifest goes first: without it the rest counts as unfinished.
+        (out / _WORK).mkdir(exist_ok=True)
+        (out / MANIFEST_NAME).unlink()
+    elif any(out.glob("*.tar")) and not (out / _WORK).exists():
+        raise UserError(f"{out} holds tars that were not written by this step; choose another out")
+    return None
+
+
+def _locate_jobs(
+    request: ReshardRequest, table: KeptTable, raws: Sequence[Path], work: Path
+) -> list[LocateJob]:
+    return [
+        LocateJob(
+            raw=raw,
+            kept=request.kept,
+            kept_hash=table.hash,
+            shard=shard,
+            scores=request.scores,
+            path=work / "located" / f"{shard.name}.parquet",
+        )
+        for raw, shard in zip(raws, table.shards, strict=True)
+    ]
+
+
+def _write_jobs(request: ReshardRequest, located: Sequence[Located], work: Path) -> list[WriteJob]:
+    counts = [file.samples for file in located]
+    dealt = deal(counts, request.seed, request.window, request.samples_per_shard)
+    return [
+        WriteJob(
+            path=request.out / f"{number:08d}.tar",
+            note=work / "written" / f"{number:08d}.json",
+            source=request.source,
+            seed=request.seed,
+            blur=request.blur,
+            hands=hands,
+            located=tuple(tuple(located[n] for n in hand.window.shards) for hand in hands),
+        )
+        for number, hands in enumerate(dealt)
+    ]
+
+
+def _remove_others(out: Path, work: Path, done: Sequence[NewShard | None]) -> None:
+    """Remove shards and notes that an earlier start left and this one does not take over."""
+    kept = {shard.name for shard in done if shard is not None}
+    for path in [*out.glob("*.tar"), *(work / "written").glob("*.json")]:
+        if f"{path.stem}.tar" not in kept:
+            path.unlink()
+
+
+def _manifest(request: ReshardRequest, shards: Sequence[NewShard], digest: str) -> ReshardManifest:
+    blurred = Counter[str]()
+    for shard in shards:
+        blurred.update(shard.blur)
+    return ReshardManifest(
+        name=request.name,
+        source=request.source,
+        samples=sum(shard.samples for shard in shards),
+        bytes=sum(shard.bytes for shard in shards),
+        seed=request.seed,
+        samples_per_shard=request.samples_per_shard,
+        window=request.window,
+        scores=tuple(column.name for column in request.scores),
+        blur=request.blur,
+        blurred=dict(blurred),
+        shards=tuple(shards),
+        funnel=dict(request.funnel),
+        digest=digest,
+    )

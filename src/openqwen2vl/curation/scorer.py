@@ -1,0 +1,62 @@
+"""What a scorer is to those who run it; `_target_` of a config in conf/scorers names one."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from openqwen2vl.curation.samples import Sample
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+class Scorer(Protocol):
+    """Gives figures to samples, some at a time.
+
+    It is built in one process and sent to others before it is used: weights are loaded at the
+    first call, never before, and what it holds until then can be pickled.
+    """
+
+    @property
+    def name(self) -> str:
+        """The folder of its scores; with ``_error`` the column that says why there are none."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many samples it is given at once, at most; it does not change a score."""
+
+    @property
+    def columns(self) -> Mapping[str, pa.DataType]:
+        """What it writes; the names are those that a selection speaks of."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Give all that its scores depend on, fit for JSON: settings, a hash of weights.
+
+        It is asked for before the scorer is sent to other processes, so it leaves nothing in it
+        that cannot be.
+        """
+
+    def score(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
+        """Score samples.
+
+        Returns:
+            A list as long as ``samples`` for each of ``columns``, None where a sample could not be
+            scored; ``<name>_error`` may say why, None where nothing is wrong.
+        """
+
+
+def identity(scorer: Scorer) -> dict[str, Any]:
+    """Give what tells a scorer from all others whose scores may differ: name and fingerprint."""
+    return {"name": scorer.name, **scorer.fingerprint()}
+
+
+def error_column(scorer: Scorer) -> str:
+    """Give the name of the column that says why a sample has no score."""
+    return f"{scorer.name}_error"
+
+
+def told(error: Exception) -> str:
+    """Give an error's kind and first line, the same in every run: memory addresses are left out."""
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return _ADDRESS.sub("", said)

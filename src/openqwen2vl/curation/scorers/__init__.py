@@ -1,0 +1,1 @@
+"""Scorers: each gives every sample of a shard a few figures, one file a scorer."""

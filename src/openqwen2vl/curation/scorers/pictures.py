@@ -1,0 +1,76 @@
+"""Pictures for models: opened as they are meant to be seen, on threads, ahead of their use."""
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from openqwen2vl.formats.errors import ImageError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decode a picture to upright RGB at its own size.
+
+    As in ``formats.images``, transparency is laid over white, the EXIF orientation is applied and
+    16 bits a channel are scaled to 8.
+
+    Args:
+        data: a JPEG, PNG or WebP file, or another that PIL reads.
+
+    Raises:
+        ImageError: the bytes cannot be decoded, are cut off, or hold too many pixels for PIL.
+    """
+    try:
+        picture: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        if picture.mode.startswith("I"):  # 16 bits a pixel; PIL's own conversion cuts off at 255
+            deep = np.asarray(picture).astype(np.int64).clip(0, 65_535)
+            picture = Image.fromarray(((deep * 255 + 32_767) // 65_535).astype(np.uint8))
+        if picture.mode in _TRANSPARENT or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture)
+        return picture.convert("RGB")
+    except Exception as error:  # PIL's decoders raise whatever they trip over
+        raise ImageError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], pool: Executor, most: int
+) -> Iterator[Result]:
+    """Map on a pool while the caller works on what came before.
+
+    Args:
+        function: called once for each item.
+        items: in the order of the results.
+        pool: of threads.
+        most: results that are begun before they are asked for; bounds the memory they take.
+
+    Yields:
+        ``function(item)`` in order; what it raises is raised here.
+    """
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

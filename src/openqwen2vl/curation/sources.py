@@ -1,0 +1,91 @@
+"""Finds what there is of a source: its raw shards, their scores, the tables that it brings."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from openqwen2vl.curation.brought import ShardTables, UidTables, strip_metric
+from openqwen2vl.curation.frames import TableError, schema_of
+from openqwen2vl.curation.spines import RawShards, Spine, TableRows
+from openqwen2vl.curation.tables import SourceTables
+
+
+def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = ()) -> SourceTables:
+    """Open a source; of each table only the first file's columns are looked at.
+
+    A folder with ``.tar`` is raw shards. Parquet files beside them that have a shard's name, or
+    ``SHARD_METRIC`` as MLM-Filter's released scores, are joined by key; others, and ``tables`` of
+    other names, by uid. A folder of parquet files alone is a source without shards, whose samples
+    are the rows.
+
+    Args:
+        name: of the source.
+        folder: what the corpus was delivered in.
+        scores: holds the scores of all sources; it need not exist.
+        tables: more parquet files, or folders of them.
+
+    Raises:
+        TableError: the folder holds neither, or a table cannot be read or joined.
+    """
+    if not folder.is_dir():
+        raise TableError(f"no folder {folder}; check the path of source {name}")
+    shards, beside = sorted(folder.glob("*.tar")), sorted(folder.glob("*.parquet"))
+    if not shards and not beside:
+        raise TableError(
+            f"{folder} holds neither .tar nor .parquet; expected raw shards or tables of metadata"
+        )
+    spine: Spine
+    if shards:
+        spine = RawShards(name, shards, scores)
+    else:
+        rows, beside = _rows(beside)
+        spine = TableRows(_word(folder.name), rows)
+    names = [path.stem for path in shards]
+    brought: dict[str, ShardTables | UidTables] = {}
+    for path, files in ((folder, beside), *((path, _files(path)) for path in tables)):
+        for place, table in _tables(path, files, names):
+            while place in brought or place in spine.places:
+                place += "_"
+            brought[place] = table
+    return SourceTables(name, spine, brought)
+
+
+def _rows(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Choose the files whose rows are the samples; released scores are so only when alone."""
+    metrics = {path: strip_metric(path.stem)[1] for path in files}
+    chosen = min(metrics.values())
+    rows = [path for path in files if metrics[path] == chosen]
+    return rows, [path for path in files if metrics[path] != chosen]
+
+
+def _files(path: Path) -> list[Path]:
+    found = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise TableError(f"no .parquet at {path}; check the path of the tables")
+    return found
+
+
+def _tables(
+    path: Path, files: Sequence[Path], shards: Sequence[str]
+) -> list[tuple[str, ShardTables | UidTables]]:
+    """Group files by what they hold: one table for each metric, and one for the rest."""
+    known = set(shards)
+    groups: dict[tuple[str, bool], list[Path]] = {}
+    for file in files:
+        shard, metric = strip_metric(file.stem)
+        groups.setdefault((metric, shard in known), []).append(file)
+    found: list[tuple[str, ShardTables | UidTables]] = []
+    for (metric, of_shards), group in sorted(groups.items()):
+        place = metric or _word(path.name.removesuffix(".parquet"))
+        if of_shards and "key" in schema_of(group[0]):
+            by_shard = {strip_metric(file.stem)[0]: file for file in group}
+            found.append((place, ShardTables(by_shard, shards)))
+        else:
+            found.append((place, UidTables(group)))
+    return found
+
+
+def _word(name: str) -> str:
+    """Make a folder's name one that an expression can spell."""
+    word = re.sub(r"\W", "_", name)
+    return word if word.isidentifier() else f"t{word}"

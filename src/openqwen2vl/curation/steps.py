@@ -1,0 +1,217 @@
+"""The steps of curation, one after another, each on what the one before left on disk."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from openqwen2vl.curation.contamination import EvaluationIndex, find_hits
+from openqwen2vl.curation.duplicates import DuplicateRules, Removed, deduplicate
+from openqwen2vl.curation.expression import parse_expression, suggest
+from openqwen2vl.curation.locate import ScoreColumn
+from openqwen2vl.curation.request import Curation
+from openqwen2vl.curation.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.score import score_source
+from openqwen2vl.curation.scorers.image import ImageScorer
+from openqwen2vl.curation.select import Rule, export_uids, select
+from openqwen2vl.curation.selected import Selected
+from openqwen2vl.curation.tables import SourceTables
+from openqwen2vl.engine.local import Mapper, map_inline
+from openqwen2vl.formats.errors import ConfigError, UserError
+from openqwen2vl.formats.files import atomic_file
+
+STEPS = ("score", "select", "deduplicate", "reshard")
+"""In their order; each can be run alone once those before it have been."""
+
+FIGURES = "curation.json"
+"""The file in ``out`` that keeps what each step counted."""
+
+
+def curate(
+    curation: Curation, mapper: Mapper = map_inline, steps: Sequence[str] = STEPS
+) -> dict[str, Any]:
+    """Run steps of a curation; what is finished already is not made again.
+
+    ``out/scores``, ``out/selection``, ``out/kept``, ``out/dropped`` and ``out/shards`` are as their
+    modules say; a source without shards ends as a list of uids in ``out/uids``.
+
+    Args:
+        curation: what to do.
+        mapper: runs functions over shards, here or elsewhere; the result is the same.
+        steps: of ``STEPS``.
+
+    Returns:
+        By step what it counted, of earlier runs as well; also in ``out/curation.json``.
+
+    Raises:
+        UserError: whatever is wrong with inputs, settings or an earlier step's output.
+    """
+    unknown = [step for step in steps if step not in STEPS]
+    if unknown:
+        raise ConfigError(f"there is no step {unknown[0]!r}; there are {', '.join(STEPS)}")
+    _check(curation)
+    found = read_figures(curation.out)
+    work = {"score": _score, "select": _select, "deduplicate": _deduplicate, "reshard": _reshard}
+    for step in STEPS:
+        if step in steps:
+            found[step] = work[step](curation, mapper, found)
+            # What follows was counted on something else.
+            found = {name: found[name] for name in STEPS[: STEPS.index(step) + 1] if name in found}
+            with atomic_file(curation.out / FIGURES) as file:
+                file.write((json.dumps(found, indent=2) + "\n").encode())
+    return found
+
+
+def _check(curation: Curation) -> None:
+    """Raise for what can be seen before hours are spent on scores."""
+    for name, folder in curation.inputs.items():
+        if not folder.is_dir():
+            raise ConfigError(f"no folder {folder}; check the path of input {name}")
+    for name, rule in curation.chosen.sources.items():
+        if rule.input not in curation.inputs:
+            there = f"; there are {', '.join(curation.inputs)}"
+            hint = suggest(rule.input, curation.inputs) or there
+            raise ConfigError(
+                f"source {name} selects from input {rule.input!r}, which is not given{hint}"
+            )
+        try:
+            parse_expression(rule.keep)
+        except ConfigError as error:
+            raise ConfigError(f"keep of {name}: {error}") from error
+
+
+def read_figures(out: Path) -> dict[str, Any]:
+    """Give what the steps that were run counted; nothing when there were none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads((out / FIGURES).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{out / FIGURES} is damaged ({error}); remove it") from error
+    return found
+
+
+def _score(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
+    counts = {}
+    for name, folder in curation.inputs.items():
+        shards = sorted(folder.glob("*.tar"))
+        if shards and curation.scorers:
+            score_source(
+                shards, name, curation.scorers, curation.scores, mapper, curation.overwrite
+            )
+        counts[name] = {"shards": len(shards), "scorers": [one.name for one in curation.scorers]}
+    return counts
+
+
+def _select(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
+    return select(curation.chosen, curation.open_inputs(), curation.out)
+
+
+def _deduplicate(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
+    out = curation.out
+    selections = [
+        Selected(name, out / "selection" / f"{name}.parquet", rule.input)
+        for name, rule in curation.chosen.sources.items()
+    ]
+    removed, told = _contaminated(curation, selections)
+    rules = curation.duplicates or DuplicateRules(by=())
+    counts = deduplicate(selections, out / "kept", out / "dropped", rules, removed)
+    sources = {name: asdict(count) for name, count in counts.items()}
+    return {"sources": sources, "contamination": told}
+
+
+def _contaminated(
+    curation: Curation, selections: Sequence[Selected]
+) -> tuple[Removed | None, dict[str, dict[str, int]]]:
+    """Look for pictures of evaluations: what must go, and counts by the evaluations' files."""
+    if not curation.evaluations.against:
+        return None, {}
+    scorer = next((one for one in curation.scorers if isinstance(one, ImageScorer)), None)
+    if scorer is None:
+        raise ConfigError(
+            "contamination.against needs the scorer that hashes pictures; add image to scorers"
+        )
+    index = EvaluationIndex.build(curation.evaluations.against, scorer)
+    hits = find_hits(selections, index, curation.duplicates or DuplicateRules())
+    index.write(curation.out / "contamination" / "evaluations.parquet")
+    hits.write(curation.out / "contamination" / "hits.parquet", selections, index)
+    return hits.removed(index) if curation.evaluations.drop else None, hits.counts(index)
+
+
+def _reshard(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
+    counts: dict[str, Any] = {}
+    tables = curation.open_inputs()
+    for name, rule in curation.chosen.sources.items():
+        kept = curation.out / "kept" / f"{name}.parquet"
+        folder = curation.inputs[rule.input]
+        shards = any(folder.glob("*.tar"))
+        counts[name] = {}
+        if curation.write_uids or not shards:
+            path = curation.out / "uids" / f"{name}.npy"
+            counts[name] |= {"uids": str(path), "same_uid": export_uids(kept, path)}
+        if shards:
+            request = ReshardRequest(
+                kept=kept,
+                input=folder,
+                out=curation.out / "shards" / name,
+                source=rule.input,
+                name=name,
+                seed=curation.seed,
+                samples_per_shard=curation.samples_per_shard,
+                window=curation.window,
+                scores=_carried(curation, tables[rule.input], rule),
+                blur=curation.blur,
+                funnel=funnel(found, name),
+                overwrite=curation.overwrite,
+            )
+            made = reshard(request, mapper)
+            counts[name] |= {
+                "shards": len(made.shards),
+                "samples": made.samples,
+                "bytes": made.bytes,
+                "blurred": made.blurred,
+            }
+    return counts
+
+
+def _carried(curation: Curation, tables: SourceTables, rule: Rule) -> tuple[ScoreColumn, ...]:
+    """Name the scores that the selection looked at; those of tables stay where they are."""
+    columns = tables.resolve(parse_expression(rule.keep).columns)
+    return tuple(
+        ScoreColumn(column.own, curation.scores / rule.input / column.place)
+        for column in columns.values()
+        if column.place in tables.spine.places and column.how == "as it stands"
+    )
+
+
+def funnel(found: Mapping[str, Any], name: str) -> dict[str, dict[str, int]]:
+    """Give what a source lost at each step, by reason.
+
+    Args:
+        found: as ``curate`` returns it.
+        name: of the source.
+
+    Returns:
+        ``delivered``: all samples; then ``unreadable``, ``selection`` and ``deduplicate`` with what
+        each lost, and ``kept``: those that are left after the last step that was run.
+    """
+    selected = found.get("select", {}).get(name)
+    if selected is None:
+        return {}
+    rejects = dict(selected["rejects"])
+    told = {
+        "delivered": {"samples": selected["seen"] + sum(rejects.values())},
+        "unreadable": rejects,
+        "selection": {reason: n for reason, n in selected["dropped"].items() if n},
+        "kept": {"samples": selected["kept"]},
+    }
+    thinned = found.get("deduplicate", {}).get("sources", {}).get(name)
+    if thinned is not None:
+        told["deduplicate"] = {reason: n for reason, n in thinned["dropped"].items() if n}
+        told["kept"] = {"samples": thinned["kept"]}
+    return told

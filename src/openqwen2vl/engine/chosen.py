@@ -1,0 +1,67 @@
+"""The engine that a command was asked for: processes of this machine, or a Ray cluster."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+from openqwen2vl.engine.local import Item, Progress, Result, map_shards
+from openqwen2vl.engine.ray import map_shards_ray, ray_session
+from openqwen2vl.formats.errors import UserError
+
+ENGINES = ("local", "ray")
+"""What ``engine`` may be in a command's config."""
+
+
+class Engine(Protocol):
+    """A ``Mapper`` that can also tell how far it is, and give each call a share of a device."""
+
+    def __call__(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        progress: Progress | None = None,
+        num_gpus: float = 0.0,
+    ) -> Iterator[Result]:
+        """Give ``function(item)`` for each item, in order; ``progress`` is called after each."""
+
+
+@contextmanager
+def open_engine(name: str, workers: int | None = None) -> Iterator[Engine]:
+    """Give the engine of a name, ready for as many steps as the block has.
+
+    Args:
+        name: one of ``ENGINES``.
+        workers: processes, or cores of a Ray that is started here; None: one a core.
+
+    Raises:
+        UserError: an unknown name, or as of ``ray.ray_session``.
+    """
+    if name == "local":
+        yield _local(workers or len(os.sched_getaffinity(0)))
+    elif name == "ray":
+        with ray_session(workers):
+            yield _ray
+    else:
+        raise UserError(f"engine is {name!r}; there are {', '.join(ENGINES)}")
+
+
+def _local(workers: int) -> Engine:
+    def engine(
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        progress: Progress | None = None,
+        num_gpus: float = 0.0,  # processes of one machine share its devices as they are
+    ) -> Iterator[Result]:
+        return map_shards(function, items, workers, progress)
+
+    return engine
+
+
+def _ray(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    progress: Progress | None = None,
+    num_gpus: float = 0.0,
+) -> Iterator[Result]:
+    return map_shards_ray(function, items, num_gpus=num_gpus, progress=progress)
