@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "transformers", "timm", "lightning", "pillow", "webdataset")
+PACKAGES = ("torch", "transformers", "timm", "lightning", "pillow", "webdataset", "polars")
 
 
 def machine() -> dict[str, object]:

@@ -157,6 +157,14 @@ def test_the_last_line_is_the_headline_ratio(name: str, request: pytest.FixtureR
     assert set(figures["machine"]) == {"processor", "cores", "python", "versions", "commit"}
 
 
+@pytest.mark.parametrize("script", ["curation.py", "duplicates.py", "reshard.py", "selection.py"])
+def test_the_benches_of_curation_compare_with_a_plain_way(script: str, tmp_path: Path) -> None:
+    figures, lines = quick(script, tmp_path / "figures.json")
+    assert lines[-1] == figures["headline"]
+    assert "x (" in lines[-1]
+    assert "polars" in figures["machine"]["versions"]
+
+
 def test_a_variant_that_fails_gets_a_word_instead_of_figures(tmp_path: Path) -> None:
     words = [sys.executable, BENCH / "train_step.py", "--quick", "--variant", "ours"]
     # Finer than the tower's patches: the model refuses, in the variant's own process.
