@@ -131,8 +131,8 @@ def deduplicate(
         out[contaminated.rows] = True
     groups, near = _criteria(tables, rules, out)
     verdict = first_independent(list(groups.values()), near, tables.rows)
-    reasons = [*(CRITERIA[name.partition(":")[0]] for name in groups)]
-    marks = _marks(verdict, [*reasons, CRITERIA["near"]], out, contaminated)
+    reasons = [CRITERIA[name] for name in (*groups, "near")]
+    marks = _marks(verdict, reasons, out, contaminated)
     facts = {"rules": {**asdict(rules), "by": [name for name in CRITERIA if name in rules.by]}}
     write_outcome(tables, marks, kept, dropped, facts)
     return _count(tables, marks)
@@ -140,12 +140,12 @@ def deduplicate(
 
 def _criteria(
     tables: Tables, rules: DuplicateRules, out: np.ndarray[Any, np.dtype[np.bool_]]
-) -> tuple[Mapping[str, Ids], Nearness | None]:
+) -> tuple[Mapping[str, list[Ids]], Nearness | None]:
     """Give the groups of equal rows by criterion, and what is compared bit by bit."""
-    found: dict[str, Ids] = {}
+    found: dict[str, list[Ids]] = {}
     if "uid" in rules.by:
         high, low, there = tables.uids()
-        found["uid"] = equal_groups([high, low], there & ~out)
+        found["uid"] = [equal_groups([high, low], there & ~out)]
         del high, low, there
     pair, near = "pair" in rules.by, "near" in rules.by
     hashes = _perceptual(tables, rules, out) if pair or near else None
@@ -157,14 +157,14 @@ def _criteria(
         high, low, there = tables.digests()
         there &= ~out
         if "image" in rules.by:
-            found["image"] = equal_groups([high, low], there)
+            found["image"] = [equal_groups([high, low], there)]
         if pair:
             tables.demand("caption_hash", "duplicates by pair need it, of the text scorer")
             _demand_image(tables)
             captions, told = tables.numbers("caption_hash")
-            found["pair:bytes"] = equal_groups([high, low, captions], there & told)
+            found["pair"] = [equal_groups([high, low, captions], there & told)]
             if hashes is not None:
-                found["pair:seen"] = equal_groups([hashes[0], captions], hashes[1] & told)
+                found["pair"].append(equal_groups([hashes[0], captions], hashes[1] & told))
         del high, low, there
     if not near or hashes is None:
         return found, None

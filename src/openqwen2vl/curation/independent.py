@@ -55,18 +55,20 @@ class Verdict:
 
 
 def first_independent(
-    groups: Sequence[Ids], near: Nearness | None, rows: int, block: int = _BLOCK
+    groups: Sequence[Sequence[Ids]], near: Nearness | None, rows: int, block: int = _BLOCK
 ) -> Verdict:
     """Keep, in order, every row that is like no row kept before.
 
     Args:
-        groups: int32 (rows,) each; rows of one number in any of them are alike, -1 is like none.
+        groups: for each criterion the ways in which it holds, int32 (rows,) each; rows of one
+            number in any of them are alike, -1 is like none.
         near: rows whose hashes are within a distance are alike too; its criterion comes last.
         rows: how many there are.
         block: rows that are decided one by one where rounds get on slowly, as along a chain of
             which each link is like the next; the result does not depend on it.
     """
-    criteria = [*groups, *([near.equal] if near else [])]
+    by_name = [*groups, *([[near.equal]] if near else [])]
+    criteria = [ids for ways in by_name for ids in ways]
     kept = np.ones(rows, np.bool_)
     concerned = near.valid.copy() if near else np.zeros(rows, np.bool_)
     for ids in criteria:
@@ -86,7 +88,7 @@ def first_independent(
         out = _like_any(rest, roots, criteria, near)
         kept[rest[out]] = False
         active = rest[~out]
-    return _attribute(kept, criteria, near)
+    return _attribute(kept, by_name, near)
 
 
 def _roots(
@@ -143,17 +145,19 @@ def _like_any(rows: Rows, kept: Rows, criteria: Sequence[Ids], near: Nearness | 
     return out
 
 
-def _attribute(kept: Mask, criteria: Sequence[Ids], near: Nearness | None) -> Verdict:
-    """Name for each dropped row the kept one, by the first criterion that has one."""
+def _attribute(kept: Mask, groups: Sequence[Sequence[Ids]], near: Nearness | None) -> Verdict:
+    """Name for each dropped row the first kept one, by the first criterion that has one."""
     keeper = np.arange(len(kept))
     criterion = np.full(len(kept), -1, np.int8)
     open_rows = np.flatnonzero(~kept)
-    for number, ids in enumerate(criteria):
-        holder = np.full(int(ids.max(initial=-1)) + 2, -1, np.int64)
-        holders = np.flatnonzero(kept & (ids >= 0))
-        holder[ids[holders]] = holders
-        found = holder[ids[open_rows]]
-        named = (found >= 0) & (found < open_rows)
+    for number, ways in enumerate(groups):
+        found = open_rows.copy()
+        for ids in ways:
+            holder = np.full(int(ids.max(initial=-1)) + 2, len(kept), np.int64)
+            holders = np.flatnonzero(kept & (ids >= 0))
+            holder[ids[holders]] = holders
+            found = np.minimum(found, holder[ids[open_rows]])
+        named = found < open_rows
         keeper[open_rows[named]] = found[named]
         criterion[open_rows[named]] = number
         open_rows = open_rows[~named]
@@ -161,5 +165,5 @@ def _attribute(kept: Mask, criteria: Sequence[Ids], near: Nearness | None) -> Ve
         targets = np.flatnonzero(kept & near.valid)
         place = first_within(near.hashes[open_rows], near.hashes[targets], near.distance)
         keeper[open_rows] = targets[place]
-        criterion[open_rows] = len(criteria) - 1
+        criterion[open_rows] = len(groups) - 1
     return Verdict(kept, keeper, criterion)
