@@ -69,6 +69,19 @@ def test_a_commands_primary_holds_the_keys_that_its_schema_names(verb: str) -> N
         assert [f for f in faults if not f.endswith(": must be given")] == []
 
 
+@pytest.mark.parametrize("verb", verbs())
+def test_a_no_is_not_taken_for_a_yes(verb: str) -> None:
+    # Hydra leaves `no` a text, and every text is true.
+    schema = import_module(f"openqwen2vl.commands.{verb}").SCHEMA
+    shipped = yaml.safe_load((CONF / f"{verb}.yaml").read_text())
+    switches = [key for key, value in shipped.items() if isinstance(value, bool)]
+    assert "json" in switches
+    for key in switches:
+        stage = ("stage=pretrain",) if verb == "train" else ()
+        with pytest.raises(ConfigError, match=f"{key} is 'no'; expected true or false"):
+            check(composed(*stage, f"{key}=no", name=verb), schema)
+
+
 @pytest.mark.parametrize("stage", choices("stage"))
 def test_stages_have_the_papers_hyper_parameters(stage: str) -> None:
     config = composed(f"stage={stage}")

@@ -7,12 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.selections import add_scores, opened
 
 from openqwen2vl.curation import contamination
 from openqwen2vl.curation.benchmark_pictures import BenchmarkPicture, benchmark_pictures
 from openqwen2vl.curation.contamination import EvaluationIndex, find_hits
 from openqwen2vl.curation.duplicates import DuplicateRules, deduplicate
+from openqwen2vl.curation.frames import TableError
+from openqwen2vl.curation.scorer import identity
 from openqwen2vl.curation.scorers.image import ImageScorer
+from openqwen2vl.curation.select import Selection, select
 from openqwen2vl.curation.selected import Selected
 from openqwen2vl.formats.errors import ShardError
 
@@ -232,6 +236,35 @@ def test_an_index_is_written_whole_and_read_again(tmp_path, index):
     assert again.scorer == index.scorer == SCORER.fingerprint()
     again.write(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("scorer", "said"),
+    [
+        (ImageScorer(max_pixels=10**6), "max_pixels was 1000000 then, is 178000000 now"),
+        (ImageScorer(phash=False), "columns was "),
+    ],
+)
+def test_samples_that_were_measured_otherwise_are_refused(tmp_path, index, scorer, said):
+    columns = {name: measured(TRAIN)[name] for name in ("sha256", "phash", "blank_share")}
+    for turn, one in enumerate((scorer, SCORER)):
+        add_scores(tmp_path, "image", "00000", columns, made_by=identity(one))
+        select(Selection(sources={}), {"src": opened(tmp_path)}, tmp_path / "out")
+        selections = [Selected("src", tmp_path / "out" / "selection" / "src.parquet")]
+        if turn:
+            assert find_hits(selections, index, RULES).rows.tolist() == [1, 2, 4]
+            continue
+        with pytest.raises(ShardError, match=said) as caught:
+            find_hits(selections, index, RULES)
+        assert "the samples of src" in str(caught.value)
+        assert "overwrite=true" in str(caught.value)
+
+
+def test_scores_of_two_settings_are_not_mixed(tmp_path):
+    for shard, scorer in (("00000", ImageScorer(max_pixels=10**6)), ("00001", SCORER)):
+        add_scores(tmp_path, "image", shard, {"phash": [1]}, made_by=identity(scorer))
+    with pytest.raises(TableError, match="other settings for shard 00001 than for 00000"):
+        select(Selection(sources={}), {"src": opened(tmp_path)}, tmp_path / "out")
 
 
 def test_what_is_no_index_is_refused(tmp_path):

@@ -85,3 +85,6 @@ def test_experts_are_left_alone() -> None:
     assert not layer._forward_pre_hooks
     assert not layer.mlp._forward_hooks
     assert not reads_rows(nn.Linear(3, 3))
+    layer.mlp = nn.Module()
+    layer.mlp.experts = nn.ModuleList([nn.Linear(4, 4)])
+    assert not reads_rows(layer)

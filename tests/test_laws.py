@@ -118,7 +118,12 @@ def test_two_sharded_processes_then_one_follow_the_same_curve(
     corpora: PackedCorpora, unbroken: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    sharded = {"strategy": "fsdp", "strategy.param_dtype": "fp32", "trainer.devices": 2}
+    sharded = {
+        "strategy": "fsdp",
+        "strategy.param_dtype": "fp32",
+        "trainer.devices": 2,
+        "checkpointing": "full",
+    }
     kill_when(command(corpora, run_dir, sharded), run_dir, 6)
     assert (run_dir / "checkpoints" / "step_00000005.ckpt").is_dir()
     done = train(corpora, run_dir, resume="last", strategy="fsdp", strategy__param_dtype="fp32")

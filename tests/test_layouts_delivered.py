@@ -122,8 +122,8 @@ def test_datacomp_is_shards_of_eight_digits_beside_a_folder_of_metadata(tmp_path
     assert curated(shards)[0].fields["face_bboxes"] == boxes[0]
 
     source = open_source("datacomp", shards, tmp_path / "scores", [metadata])
-    # Both folders are called medium: medium are the tables beside the shards, medium_ the others.
-    keep = "uids('dfn') or clip_l14_similarity_score >= 0.3 and medium_.original_width == 640"
+    # Both folders are called medium: medium are the tables beside the shards, metadata the others.
+    keep = "uids('dfn') or clip_l14_similarity_score >= 0.3 and metadata.original_width == 640"
     assert selected(tmp_path / "out", keep, source, dfn=dfn) == came
     keep = "uids('dfn') and not clip_l14_similarity_score >= 0.2 and medium.status == 'success'"
     assert selected(tmp_path / "out", keep, source, dfn=dfn) == [uids[2]]

@@ -99,6 +99,39 @@ def test_a_key_that_a_table_has_twice_does_not_multiply_samples(two_shards):
     assert read(opened(two_shards), "safe")["safe"].to_list() == [None, True, None] * 2
 
 
+def test_tables_of_another_download_are_refused(two_shards):
+    # The keys are the same, the samples are not: 0000 is unknown there, 0001 is another one.
+    for shard, first in (("00000", 0), ("00001", 1000)):
+        own = [None, uid(first + 1).upper(), uid(first + 2), uid(7)]
+        table = {"key": ["0000", "0001", "0002", "0009"], "safe": [True, False, True, False]}
+        write_table(two_shards / f"src/{shard}.parquet", {**table, "uid": own})
+    assert read(opened(two_shards), "safe")["safe"].to_list() == [True, False, True] * 2
+    write_table(two_shards / "src/00001.parquet", {**table, "uid": [None, uid(5), uid(6), uid(7)]})
+    with refused("2 samples of shard 00001") as caught:
+        read(opened(two_shards), "safe")
+    for said in ("src/00001.parquet", "0001", uid(5), uid(1001), "same download"):
+        assert said in str(caught.value)
+    assert len(read(opened(two_shards), "width")) == 6
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_a_sample_without_a_uid_of_its_own_takes_that_of_no_table(tmp_path, numbers):
+    own = ["00000/0000", "7"]
+    add_scores(tmp_path, "clip", "00000", {"uid": own, "clip_similarity": [0.5, 0.6]})
+    uids = [7, 7] if numbers else [uid(0), "7"]
+    table = {"key": ["0000", "0001"], "uid": uids, "safe": [True, False]}
+    write_table(tmp_path / "src/00000.parquet", table)
+    assert read(opened(tmp_path), "safe")["safe"].to_list() == [True, False]
+
+
+def test_released_scores_of_another_download_are_refused(two_shards):
+    for shard in ("00000", "00001"):
+        table = {"key": ["0000"], "uid": [uid(9)], "semantic_understanding_score": ["85"]}
+        write_table(two_shards / f"src/{shard}_semantic_understanding.parquet", table)
+    with refused(f"1 samples of shard 00000, the first is key 0000: uid {uid(9)} there"):
+        read(opened(two_shards), "semantic_understanding")
+
+
 def test_shards_without_the_table_asked_for_are_told(two_shards):
     write_table(two_shards / "src/00000.parquet", {"key": ["0000"], "safe": [True]})
     with refused("1 shards of src have no table like "):
@@ -148,6 +181,22 @@ def test_metadata_is_joined_by_uid_wherever_it_stands(two_shards, monkeypatch):
     assert read(source, "score")["score"].to_list() == [7.0, None, None, None, None, 5.0]
     assert read(source, "dc_meta.score", "width")["width"].to_list() == [1, 2, 3] * 2
     assert source.brought["dc_meta"].duplicates == 1
+
+
+def test_tables_whose_name_is_taken_are_called_metadata(two_shards):
+    tables = []
+    for number, above in enumerate(("metadata", "more", "scores")):
+        metric = "semantic_understanding" if above == "scores" else "dc"
+        path = two_shards / f"here/{above}/{'image' if metric == 'dc' else metric}.parquet"
+        tables.append(write_table(path, {"uid": [uid(0)], "width": [number]}))
+    again = write_table(two_shards / "again/semantic_understanding.parquet", {"uid": [uid(0)]})
+    source = opened(two_shards, tables=(*tables, again))
+    # The scorer image has the name that the first two files would have.
+    metrics = ["semantic_understanding", "semantic_understanding_"]
+    assert list(source.brought) == ["metadata", "metadata_", *metrics]
+    assert read(source, "metadata.width")["metadata.width"].to_list()[:2] == [0, None]
+    with refused("write image.width or metadata.width or metadata_.width or semantic_und"):
+        source.resolve(["width"])
 
 
 def test_uids_that_are_not_hex_are_joined_too(tmp_path):

@@ -8,8 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from support.compose import choices, composed
 from support.selections import add_scores, opened, uid, write_table
 
+from openqwen2vl.commands._curate_config import SCHEMA, read_request
+from openqwen2vl.config import check
 from openqwen2vl.curation.expression import ExpressionError, parse_expression
 from openqwen2vl.curation.frames import TableError
 from openqwen2vl.curation.ranks import tie_hash
@@ -253,10 +256,39 @@ def test_an_unknown_input_is_told(scored):
         select(selection, {"src": opened(scored)}, scored / "out")
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "selection").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_selection_can_be_read(path):
-    found = yaml.safe_load(path.read_text())
-    rules = {name: Rule(**rule) for name, rule in found["sources"].items()}
-    selection = Selection(sources=rules, lists=found["lists"])
+@pytest.mark.parametrize("name", choices("selection"))
+def test_every_shipped_selection_composes_and_can_be_read(name, tmp_path):
+    lists = yaml.safe_load((CONF / "selection" / f"{name}.yaml").read_text())["lists"]
+    given = [f"selection.lists.{word}={tmp_path / 'list.npy'}" for word in lists]
+    inputs = ("ccs", "datacomp", "laion")
+    folders = f"input={{{', '.join(f'{one}: {tmp_path / one}' for one in inputs)}}}"
+    words = (f"selection={name}", folders, f"out={tmp_path / 'out'}", "scorers=[image]", *given)
+    config = composed(*words, name="curate")
+    check(config, SCHEMA)
+    selection = read_request(config).selection
+    assert set(selection.lists) == set(lists)
     for rule in selection.sources.values():
-        assert set(parse_expression(rule.keep).lists) <= set(selection.lists)
+        assert rule.input in inputs
+        assert set(parse_expression(rule.keep).lists) <= set(lists)
+
+
+def test_the_published_union_is_split_without_scores(scored):
+    path = scored / "dfn.npy"
+    write_uids(path, pl.Series([uid(n) for n in (1, 2, 1002, 5555)]))
+    union, published = (
+        yaml.safe_load((CONF / f"selection/{name}.yaml").read_text())["sources"]
+        for name in ("paper_final", "paper_published")
+    )
+    assert list(published) == list(union)
+    keep = [union["datacomp_dfn"]["keep"], union["su85_minus_dfn"]["keep"]]
+    lists = {"dfn": str(path)}
+    _, both, _ = selected(scored, f"({keep[0]}) or ({keep[1]})", lists=lists)
+    # What was published is the union; of it, each source gets what the scores would give it.
+    write_uids(scored / "union.npy", both["uid"])
+    lists["union"] = str(scored / "union.npy")
+    for name in ("datacomp_dfn", "su85_minus_dfn"):
+        (expected, found) = (
+            selected(scored, f"uids('union') and ({rules[name]['keep']})", lists=lists)[1]
+            for rules in (union, published)
+        )
+        assert found.equals(expected)

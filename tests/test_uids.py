@@ -2,11 +2,13 @@ import re
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openqwen2vl.curation.uid_index import UidIndex
+from openqwen2vl.curation.halves import read_halves
+from openqwen2vl.curation.uid_index import UidIndex, rising_order
 from openqwen2vl.curation.uids import (
     PAIR,
     UidError,
@@ -14,7 +16,6 @@ from openqwen2vl.curation.uids import (
     join_uids,
     number_uids,
     read_uids,
-    split_uids,
     write_uids,
 )
 
@@ -42,23 +43,64 @@ def reference(numbers):
 @given(st.lists(NUMBERS), st.booleans())
 def test_halves_are_those_of_the_number_and_come_back_as_its_digits(numbers, upper):
     texts = [f"{n:032X}" if upper else f"{n:032x}" for n in numbers]
-    parts = split_uids(pl.Series(texts, dtype=pl.String))
+    high, low, known = read_halves(pl.Series(texts, dtype=pl.String))
     expected = reference(numbers)
-    assert parts["high"].to_list() == expected["f0"].tolist()
-    assert parts["low"].to_list() == expected["f1"].tolist()
+    assert high.tolist() == expected["f0"].tolist()
+    assert low.tolist() == expected["f1"].tolist()
+    assert known.all()
     assert join_uids(expected).to_list() == [f"{n:032x}" for n in numbers]
 
 
 @pytest.mark.parametrize("uid", NOT_HEX)
 def test_what_is_not_32_hex_digits_has_no_halves(uid):
     assert re.fullmatch("[0-9a-fA-F]{32}", uid) is None
-    assert split_uids(pl.Series([uid])).row(0) == (None, None)
+    assert [part.tolist() for part in read_halves(pl.Series([uid]))] == [[0], [0], [False]]
 
 
-@given(st.lists(st.one_of(st.text("0123456789abcdefg+ ", max_size=34), st.sampled_from(NOT_HEX))))
-def test_halves_are_there_for_hex_digits_only(uids):
-    known = split_uids(pl.Series(uids, dtype=pl.String))["high"].is_not_null().to_list()
-    assert known == [bool(re.fullmatch("[0-9a-fA-F]{32}", uid)) for uid in uids]
+ODD = st.one_of(
+    st.none(),
+    st.sampled_from(NOT_HEX),
+    st.text("0123456789abcdefABCDEFg+ é\0", max_size=34),
+    st.builds(lambda n, case: case(f"{n:032x}"), NUMBERS, st.sampled_from([str.upper, str.lower])),
+    st.builds(
+        lambda n, at, wrong: f"{n:032x}"[:at] + wrong + f"{n:032x}"[at + 1 :],
+        NUMBERS,
+        st.integers(0, 31),
+        st.sampled_from("/:@G`g\0\x7fé+-_ xX"),
+    ),
+)
+
+
+def slow_halves(uids):
+    """Give what `int` says of the uids that are 32 hex digits."""
+    known = [uid is not None and bool(re.fullmatch("[0-9a-fA-F]{32}", uid)) for uid in uids]
+    numbers = [int(uid, 16) if sound else 0 for uid, sound in zip(uids, known, strict=True)]
+    return [n >> 64 for n in numbers], [n & (2**64 - 1) for n in numbers], known
+
+
+@REUSED
+@given(st.lists(ODD, max_size=20), st.integers(0, 3), st.sampled_from([3, 1 << 15]))
+def test_halves_of_odd_uids_are_those_of_the_slow_way(uids, cut, block):
+    # In two chunks and from the middle on, as frames of several files hand them over.
+    series = pl.concat([pl.Series(uids[:cut], dtype=pl.String), pl.Series(uids, dtype=pl.String)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openqwen2vl.curation.halves._BLOCK", block)
+        for part, given_ in ((series, uids[:cut] + uids), (series[1:], (uids[:cut] + uids)[1:])):
+            found = [half.tolist() for half in read_halves(part)]
+            assert found == [list(half) for half in slow_halves(given_)]
+
+
+def test_a_null_may_hide_digits():
+    texts = pa.array(["1" * 32, "2" * 32], pa.large_string())
+    hidden = pa.LargeStringArray.from_buffers(2, *texts.buffers()[1:], pa.py_buffer(b"\x02"))
+    high, low, known = read_halves(pl.Series(hidden))
+    assert known.tolist() == [False, True]
+    assert (high[0], low[0]) == (0, 0)
+
+
+def test_uids_of_no_type_and_of_numbers_have_no_halves():
+    for series in (pl.Series([None, None]), pl.Series([1, 2]), pl.Series([], dtype=pl.String)):
+        assert not read_halves(series)[2].any()
 
 
 def test_any_uid_has_a_number_and_hex_digits_have_their_own():
@@ -157,13 +199,13 @@ def test_a_uid_that_is_not_hex_is_told_with_row_and_count_and_nothing_is_written
     assert list(tmp_path.iterdir()) == []
 
 
+@REUSED
 @given(st.lists(NUMBERS), st.lists(NUMBERS))
 def test_membership_is_that_of_a_set(numbers, asked):
     asked = asked + numbers[:5]
     pairs = reference(sorted(numbers))
-    found = UidList("a.npy", pairs, True, 0).contains(
-        pl.Series([f"{n:032x}" for n in asked] + NOT_HEX + [None], dtype=pl.String)
-    )
+    uids = pl.Series([f"{n:032x}" for n in asked] + NOT_HEX + [None], dtype=pl.String)
+    found = UidList("a.npy", pairs, True, 0).contains(uids)
     assert found.tolist() == [n in set(numbers) for n in asked] + [False] * (len(NOT_HEX) + 1)
 
 
@@ -187,8 +229,34 @@ def test_numbers_are_found_where_the_first_equal_one_stands(many):
     assert index.find(given_high, given_low).tolist() == [first.get(pair, -1) for pair in asked]
 
 
+@REUSED
+@given(st.lists(st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 9))), st.integers(1, 4))
+def test_marks_pass_every_number_that_is_there(numbers, chunk):
+    high = np.array(sorted(numbers), np.uint64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("openqwen2vl.curation.uid_index._CHUNK", chunk)
+        assert UidIndex(high, high).may_have(high).all()
+
+
+def test_marks_stop_most_numbers_that_are_absent():
+    rng = np.random.default_rng(0)
+    high, others = rng.integers(0, 2**64, (2, 5_000), dtype=np.uint64)
+    high.sort()
+    assert UidIndex(high, high).may_have(others).mean() < 1 / 16
+
+
+@REUSED
+@given(st.lists(st.tuples(*[st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 2))] * 2)))
+def test_numbers_rise_and_equal_ones_stay_in_their_order(pairs):
+    pairs += pairs[:3]
+    high, low = (np.array([pair[side] for pair in pairs], np.uint64) for side in (0, 1))
+    expected = sorted(range(len(pairs)), key=lambda row: (pairs[row], row))
+    assert rising_order(high, low).tolist() == expected
+
+
 def test_nothing_is_found_in_nothing():
     none = np.zeros(0, np.uint64)
+    assert not UidIndex(none, none).may_have(np.zeros(2, np.uint64)).any()
     assert UidIndex(none, none).find(np.zeros(2, np.uint64), np.zeros(2, np.uint64)).tolist() == [
         -1,
         -1,

@@ -28,13 +28,16 @@ class Schema:
 
     Attributes:
         keys: names at the top level.
-        groups: plain groups (without `_target_`) and the dataclass whose fields they must have.
+        types: of plain values at the top level: `no` for a bool is a text, and a text is true.
+        groups: plain groups (without `_target_`) and the dataclass whose fields they must have;
+            `Kind | None` for one that may be null.
         parts: groups that cannot be null, since something is built of each.
         rules: checks between parts; each raises a UserError that says both numbers.
     """
 
     keys: frozenset[str]
-    groups: Mapping[str, type] = field(default_factory=dict)
+    types: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, Any] = field(default_factory=dict)
     parts: Sequence[str] = ()
     rules: Sequence[Rule] = ()
 
@@ -54,7 +57,8 @@ def check(config: DictConfig, schema: Schema) -> None:
         *_missing(config),
         *_empty(config, schema.parts),
         *_targets(config),
-        *_groups(config, schema.groups),
+        *_typed(config, schema.types),
+        *_typed(config, schema.groups),
     ]
     if not faults:
         # Rules read values, which only make sense once every value is there.
@@ -175,8 +179,8 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _groups(config: DictConfig, groups: Mapping[str, type]) -> Iterable[str]:
-    for name, kind in groups.items():
+def _typed(config: DictConfig, kinds: Mapping[str, Any]) -> Iterable[str]:
+    for name, kind in kinds.items():
         if name in config:
             yield from _value(name, config, name, kind)
 
@@ -188,12 +192,22 @@ def _value(path: str, parent: Any, key: Any, hint: Any) -> Iterable[str]:
     except (MissingMandatoryValue, InterpolationToMissingValueError):
         return
     inner = get_args(hint)
+    if get_origin(hint) in (Union, UnionType) and NoneType in inner and value is not None:
+        rest = [choice for choice in inner if choice is not NoneType]
+        if len(rest) == 1 and (is_dataclass(rest[0]) or get_origin(rest[0]) is not None):
+            hint, inner = rest[0], get_args(rest[0])
     if is_dataclass(hint):
         yield from _fields(path, value, hint)
-    elif get_origin(hint) in (list, Sequence) and OmegaConf.is_list(value):
+    elif get_origin(hint) in (list, tuple, Sequence):
+        if not OmegaConf.is_list(value):
+            yield f"{path} is {value!r}; expected a list, [A,B]"
+            return
         for index in range(len(value)):
             yield from _value(f"{path}[{index}]", value, index, inner[0])
-    elif get_origin(hint) is Mapping and OmegaConf.is_dict(value):
+    elif get_origin(hint) is Mapping:
+        if not OmegaConf.is_dict(value):
+            yield f"{path} is {value!r}; expected names with values, {{NAME: VALUE}}"
+            return
         for name in value:
             yield from _value(f"{path}.{name}", value, name, inner[1])
     elif not _fits(value, hint):

@@ -17,7 +17,13 @@ def uid(number: int) -> str:
 
 
 def add_scores(
-    root: Path, scorer: str, shard: str, columns: dict[str, Any], source: str = "src", **facts: Any
+    root: Path,
+    scorer: str,
+    shard: str,
+    columns: dict[str, Any],
+    source: str = "src",
+    made_by: dict[str, Any] | None = None,
+    **facts: Any,
 ) -> None:
     """Write a shard's name and one scorer's scores of it; keys and uids are made up if not given."""
     (root / source).mkdir(exist_ok=True)
@@ -25,8 +31,12 @@ def add_scores(
     rows = len(next(iter(columns.values())))
     columns = {"key": [f"{n:04d}" for n in range(rows)], **columns}
     columns = {"uid": [uid(1000 * int(shard) + n) for n in range(rows)], **columns}
-    told = ScoreFacts(source=source, shard=shard, bytes=0, mtime_ns=0, scorer={}, **facts)
-    write_scores(score_path(root / "scores", source, scorer, shard), pa.table(columns), told)
+    told = {"source": source, "shard": shard, "bytes": 0, "mtime_ns": 0, "scorer": made_by or {}}
+    write_scores(
+        score_path(root / "scores", source, scorer, shard),
+        pa.table(columns),
+        ScoreFacts(**told, **facts),
+    )
 
 
 def write_table(path: Path, columns: dict[str, Any], **options: Any) -> Path:

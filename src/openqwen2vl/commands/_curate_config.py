@@ -1,5 +1,6 @@
 """What a config of `curate` says, as the library wants it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from openqwen2vl.engine.chosen import ENGINES
 from openqwen2vl.formats.errors import ConfigError
 
 _KEYS = (
-    "input tables out scorers selection duplicates contamination only seed samples_per_shard "
+    "input tables out scorers scorer_inputs selection duplicates contamination only seed samples_per_shard "
     "window blur write_uids report overwrite engine workers num_gpus json"
 )
 
@@ -27,19 +28,39 @@ def _known_choices(config: DictConfig) -> None:
             raise ConfigError(f"{key} is '{config[key]}'; there are {known}")
 
 
-def _rules_of_sources(config: DictConfig) -> None:
-    for name, rule in config.selection.sources.items():
-        if not isinstance(rule, DictConfig) or set(rule) != {"input", "keep"}:
-            raise ConfigError(
-                f"selection.sources.{name} is {rule}; write {{input: NAME, keep: EXPRESSION}}"
-            )
+def _possible_numbers(config: DictConfig) -> None:
+    if config.num_gpus < 0 or (config.workers is not None and config.workers < 1):
+        raise ConfigError(
+            f"num_gpus is {config.num_gpus} and workers {config.workers}; expected at least 0 and 1"
+        )
+    if config.num_gpus and config.engine == "local":
+        raise ConfigError(
+            f"num_gpus is {config.num_gpus}, which only Ray deals out; with engine=local say "
+            "workers=N and scorers.NAME.device"
+        )
 
 
 SCHEMA = Schema(
     keys=frozenset(_KEYS.split()),
-    groups={"selection": Selection, "duplicates": DuplicateRules, "contamination": Evaluations},
+    types={
+        "input": str | Mapping[str, str],
+        "tables": Mapping[str, str | Sequence[str]] | None,
+        "out": str,
+        "scorer_inputs": Mapping[str, Sequence[str]] | None,
+        "only": str | None,
+        **dict.fromkeys(("seed", "samples_per_shard", "window"), int),
+        **dict.fromkeys(("blur", "write_uids", "report", "overwrite", "json"), bool),
+        "engine": str,
+        "workers": int | None,
+        "num_gpus": float,
+    },
+    groups={
+        "selection": Selection,
+        "duplicates": DuplicateRules | None,
+        "contamination": Evaluations,
+    },
     parts=("selection", "contamination"),
-    rules=(_known_choices, _rules_of_sources),
+    rules=(_known_choices, _possible_numbers),
 )
 
 
@@ -60,7 +81,10 @@ def read_request(config: DictConfig) -> Curation:
         inputs=inputs,
         tables=tables,
         out=_path(config.out),
-        scorers=[instantiate(one) for one in (config.scorers or {}).values()],
+        scorers=[instantiate(one) for one in (config.get("scorers") or {}).values()],
+        scorer_inputs={
+            str(name): tuple(inputs) for name, inputs in (config.scorer_inputs or {}).items()
+        },
         selection=Selection(
             sources={name: Rule(**rule) for name, rule in selection["sources"].items()},
             lists={name: str(_path(path)) for name, path in selection["lists"].items()},
@@ -83,6 +107,8 @@ def read_request(config: DictConfig) -> Curation:
 
 def _inputs(given: Any) -> dict[str, Path]:
     """Read one folder, which goes by its own name, or several by theirs."""
+    if isinstance(given, ListConfig):
+        raise ConfigError(f"input is {list(given)}; write input=DIR or input={{NAME: DIR, ...}}")
     if isinstance(given, DictConfig):
         return {str(name): _path(path) for name, path in given.items()}
     path = _path(given)

@@ -73,7 +73,7 @@ def _funnels(page: Page, found: Mapping[str, Any], sources: Sequence[str]) -> No
     terms = [
         [f"{name}: {text}", f"{lost:,}"]
         for name in sources
-        for text, lost in found["select"][name]["terms"].items()
+        for text, lost in found["select"]["sources"][name]["terms"].items()
     ]
     page.table(["condition", "samples that it loses"], terms)
 

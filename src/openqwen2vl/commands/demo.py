@@ -27,6 +27,11 @@ def _counts(config: DictConfig) -> None:
 
 SCHEMA = Schema(
     keys=frozenset(_KEYS.split()),
+    types={
+        **dict.fromkeys(("overwrite", "json"), bool),
+        **dict.fromkeys(("vocab_size", "context", "tiles"), int),
+        **dict.fromkeys(("low_part", "validation"), float),
+    },
     groups={"corpus": CorpusSpec},
     rules=[_counts],
 )

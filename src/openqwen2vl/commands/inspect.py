@@ -25,7 +25,11 @@ def _sound_numbers(config: DictConfig) -> None:
         )
 
 
-SCHEMA = Schema(keys=frozenset(_KEYS.split()), rules=(_sound_numbers,))
+SCHEMA = Schema(
+    keys=frozenset(_KEYS.split()),
+    types={**dict.fromkeys(("count", "first", "image_side"), int), "json": bool},
+    rules=(_sound_numbers,),
+)
 
 
 def run(config: DictConfig) -> dict[str, object]:

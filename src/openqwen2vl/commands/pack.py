@@ -38,6 +38,12 @@ def _possible_rules(config: DictConfig) -> None:
 
 SCHEMA = Schema(
     keys=frozenset(_KEYS.split()),
+    types={
+        **dict.fromkeys(("context", "grid", "window", "packs_per_shard"), int),
+        **dict.fromkeys(("max_images", "workers"), int | None),
+        "validation": float,
+        **dict.fromkeys(("overwrite", "json"), bool),
+    },
     groups={"interleaved": InterleavedRules},
     parts=("interleaved",),
     rules=(_known_choices, _possible_rules),

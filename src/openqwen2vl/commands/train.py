@@ -110,6 +110,7 @@ KEYS = [
 
 SCHEMA = Schema(
     keys=frozenset(KEYS),
+    types={"seed": int, "clip": float, "json": bool},
     groups={
         "budget": Budget,
         "trainable": Trainable,

@@ -9,15 +9,21 @@ import polars as pl
 from openqwen2vl.curation.frames import Part, TableError, cut_files, read_parts, schema_of
 from openqwen2vl.curation.scorers.prompts import METRICS
 from openqwen2vl.curation.spines import Names
-from openqwen2vl.curation.uid_index import UidIndex
+from openqwen2vl.curation.uid_index import UidIndex, rising_order
 from openqwen2vl.curation.uids import number_uids
 
 # The first line, and in it nothing but digits; commas are what the official reader forgives too.
 _SCORE = r"^[ \t\r,;]*([0-9]{1,3})[ \t\r,;]*(?:\n|$)"
 
 
+_UID = "uid of the table"
+
+
 class ShardTables:
     """Tables that name raw shards, as img2dataset writes them: joined by shard and key.
+
+    Keys are numbers of the order of a download, so another download of the same corpus has the
+    same keys for other samples; where both have a uid it must be the same.
 
     Attributes:
         said: what to call them.
@@ -40,16 +46,45 @@ class ShardTables:
         self.said = f"{first} and its like"
         self.columns = {name: t for name, t in schema_of(first).items() if name != "key"}
         self.lacking = [shard for shard in shards if shard not in files]
+        uid = self.columns.get("uid")
+        self._has_uid = uid is not None and (uid == pl.String or uid.is_integer())
 
     def attach(self, frame: pl.DataFrame, names: Names) -> pl.DataFrame:
-        """Give samples their columns, null where the table has no row for them."""
+        """Give samples their columns, null where the table has no row for them.
+
+        Raises:
+            TableError: a table cannot be read, or is of other samples than its shard.
+        """
         shards = frame["shard"].unique().sort()
         parts = [Part(self._files[shard], shard) for shard in shards if shard in self._files]
-        found = read_parts(parts, {"key": "key", **names})
+        identity = {"key": "key", _UID: "uid"} if self._has_uid else {"key": "key"}
+        found = read_parts(parts, {**identity, **names})
         on = ["shard", "key"]
         # A key that occurs twice must not make two samples of one.
         found = found.with_columns(pl.col("key").cast(pl.String)).unique(on, keep="first")
-        return frame.join(found, on=on, how="left", maintain_order="left")
+        joined = frame.join(found, on=on, how="left", maintain_order="left")
+        if not self._has_uid:
+            return joined
+        self._agree(joined.select("shard", "key", "uid", pl.col(_UID).cast(pl.String)))
+        return joined.drop(_UID)
+
+    def _agree(self, joined: pl.DataFrame) -> None:
+        """Raise when a sample and its row have two uids; one made of shard and key is none."""
+        own, theirs = pl.col("uid"), pl.col(_UID)
+        others = joined.filter(own != theirs).filter(
+            theirs != "",
+            own != pl.concat_str("shard", pl.lit("/"), "key"),
+            own.str.to_lowercase() != theirs.str.to_lowercase(),
+        )
+        if not len(others):
+            return
+        shard, key, uid, there = others.row(0)
+        count = int((others["shard"] == shard).sum())
+        raise TableError(
+            f"{self._files[shard]} is of another download than its shard: it has other uids for "
+            f"{count} samples of shard {shard}, the first is key {key}: uid {there} there, {uid} in "
+            "the shard; fetch shards and tables of the same download, or take the tables away"
+        )
 
 
 class UidTables:
@@ -97,15 +132,15 @@ class UidTables:
     def _load(self, names: Names) -> tuple[UidIndex, pl.DataFrame]:
         highs, lows, frames = [], [], []
         for parts in cut_files(self._files):
-            found = read_parts(parts, {"uid of the table": "uid", **names})
-            found = found.filter(pl.col("uid of the table").is_not_null())
-            high, low = number_uids(found["uid of the table"])
+            found = read_parts(parts, {_UID: "uid", **names})
+            found = found.filter(pl.col(_UID).is_not_null())
+            high, low = number_uids(found[_UID])
             highs.append(high)
             lows.append(low)
             frames.append(found.select(*names))
         high, low = np.concatenate(highs), np.concatenate(lows)
-        # Stable: of rows with one uid, the first comes first, and that is the one found.
-        order = np.lexsort((low, high))
+        # Of rows with one uid the first comes first, and that is the one found.
+        order = rising_order(high, low)
         high, low = high[order], low[order]
         self.duplicates = int(((high[1:] == high[:-1]) & (low[1:] == low[:-1])).sum())
         values = pl.concat(frames, how="vertical_relaxed", rechunk=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from openqwen2vl.curation.benchmark_pictures import BenchmarkPicture, benchmark_pictures
 from openqwen2vl.curation.duplicates import DuplicateRules, Removed
+from openqwen2vl.curation.measured import demand_alike
 from openqwen2vl.curation.near import first_within
 from openqwen2vl.curation.samples import Sample
 from openqwen2vl.curation.scorers.image import ImageScorer
@@ -193,18 +194,22 @@ def find_hits(
     """Find the samples that show a picture of an evaluation.
 
     Args:
-        selections: with ``sha256``, ``phash`` or both; nulls match nothing.
+        selections: with ``sha256``, ``phash`` or both; nulls match nothing. One that tells which
+            scorer measured it, as those of ``select`` do, must have been measured as the index was.
         index: of the evaluations.
         rules: whose ``distance`` and ``max_blank`` hold for samples and evaluations alike; ``by``
             does not matter.
 
     Raises:
-        ShardError: a selection is missing or damaged, or has neither hash.
+        ShardError: a selection is missing or damaged, has neither hash, or was measured with other
+            settings than the index.
     """
     tables = Tables.open(selections)
     for names in tables.columns:
         if "sha256" not in names and "phash" not in names:
             tables.demand("phash", "evaluations are found by it or sha256, of the image scorer")
+    for selected in selections:
+        demand_alike(selected, dict.fromkeys(("sha256", "phash", "blank_share"), index.scorer))
     entries, bits = _same_bytes(tables, index), np.full(tables.rows, -1, np.int8)
     hashes, there = tables.numbers("phash")
     there &= (entries < 0) & ~tables.above("blank_share", rules.max_blank)

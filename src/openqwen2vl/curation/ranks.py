@@ -44,7 +44,7 @@ def rank(
     needed = {name for part in predicate.numbers.values() for name in part.meta.root_names()}
     sizes: list[int] = []
     values: dict[str, list[NDArray[np.float64]]] = {top.text: [] for top in expression.tops}
-    for piece in tables.pieces({name: columns[name] for name in needed}):
+    for piece in tables.pieces({name: columns[name] for name in needed}, bare=True):
         sizes.append(len(piece))
         found = piece.select(
             part.fill_null(float("nan")).alias(text) for text, part in predicate.numbers.items()

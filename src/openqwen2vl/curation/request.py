@@ -1,5 +1,6 @@
 """What a curation is asked for."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from openqwen2vl.curation.sources import open_source
 from openqwen2vl.curation.tables import SourceTables
 from openqwen2vl.formats.errors import ConfigError
 
+_NAME = re.compile(r"[\w-][\w.-]*")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
@@ -21,7 +24,7 @@ class Evaluations:
         drop: whether samples that show one go, or are only told of.
     """
 
-    against: Mapping[str, Path] = field(default_factory=dict)
+    against: Mapping[str, Path] | None = None
     drop: bool = True
 
 
@@ -33,7 +36,8 @@ class Curation:
         inputs: folders of raw shards, or of tables alone, by the name of the source.
         tables: more tables that a source brings, by its name.
         out: takes everything that is made.
-        scorers: all of them look at every input that has shards.
+        scorers: each looks at every input that has shards, or at those of ``scorer_inputs``.
+        scorer_inputs: the inputs that a scorer looks at, by its name.
         selection: what stays; one without sources keeps every input whole.
         duplicates: when samples are alike; None keeps them all.
         evaluations: pictures that must not be trained on.
@@ -49,6 +53,7 @@ class Curation:
     out: Path
     tables: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     scorers: Sequence[Scorer] = ()
+    scorer_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     selection: Selection = field(default_factory=lambda: Selection(sources={}))
     duplicates: DuplicateRules | None = field(default_factory=DuplicateRules)
     evaluations: Evaluations = field(default_factory=Evaluations)
@@ -63,7 +68,8 @@ class Curation:
         """Look at the names.
 
         Raises:
-            ConfigError: no input, or tables for one that there is not.
+            ConfigError: no input, one that is spoken of and not there, or a name that is no name
+                of a folder.
         """
         if not self.inputs:
             raise ConfigError("input names no folder; write input=DIR or input={NAME: DIR}")
@@ -72,6 +78,25 @@ class Curation:
             raise ConfigError(
                 f"tables are given for {', '.join(unknown)}; inputs are {', '.join(self.inputs)}"
             )
+        scorers = [scorer.name for scorer in self.scorers]
+        for scorer, inputs in self.scorer_inputs.items():
+            strange = sorted(set(inputs) - set(self.inputs)) or sorted({scorer} - set(scorers))
+            if strange:
+                raise ConfigError(
+                    f"scorer_inputs speaks of {strange[0]}; inputs are {', '.join(self.inputs)}, "
+                    f"scorers {', '.join(scorers)}"
+                )
+        for name in (*self.inputs, *self.selection.sources, *scorers):
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{name!r} is to name a folder; expected letters, digits, '_', '-' and '.', no "
+                    "'.' in front"
+                )
+
+    def scorers_of(self, name: str) -> list[Scorer]:
+        """Give the scorers that look at an input."""
+        chosen = self.scorer_inputs
+        return [one for one in self.scorers if name in chosen.get(one.name, (name,))]
 
     @property
     def scores(self) -> Path:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from openqwen2vl.curation.expression import EVERYTHING, parse_expression, suggest
 from openqwen2vl.curation.frames import TableError
+from openqwen2vl.curation.measured import Measured, measured_facts
 from openqwen2vl.curation.predicate import compile_expression
 from openqwen2vl.curation.ranks import rank
 from openqwen2vl.curation.spines import RawShards
@@ -34,6 +35,7 @@ CARRIED: Mapping[str, pa.DataType] = {
 
 _DROPPED = pa.schema(dict.fromkeys((*IDENTITY, "reason", "detail"), pa.string()))
 _WORDS = ("shard", "reason", "detail")
+_COMPRESSION = {"uid": "none", "sha256": "none", "key": "snappy"}
 _CARRY = "carried "  # no expression can spell it
 
 
@@ -74,7 +76,7 @@ def select(
     """Select the samples of every source.
 
     ``out/selection/NAME.parquet`` has shard, key and uid of what stays, and of ``CARRIED`` what the
-    scorers know; ``out/dropped/select-NAME.parquet`` has shard, key, uid, reason and detail of the
+    scorers know, with who measured it (``measured``); ``out/dropped/select-NAME.parquet`` has shard, key, uid, reason and detail of the
     others. Both are in the order of the shards, and the same inputs give the same bytes.
 
     Args:
@@ -154,9 +156,10 @@ def _answer(name: str, question: Question, out: Path) -> dict[str, Any]:
     schema = pa.schema(
         [*((n, pa.string()) for n in IDENTITY), *((n, CARRIED[n]) for n in names.values())]
     )
+    facts = measured_facts(_measured(tables, carried)) if names else {}
     kept_path = out / "selection" / f"{name}.parquet"
     dropped_path = out / "dropped" / f"select-{name}.parquet"
-    with _table(kept_path, schema) as kept, _table(dropped_path, _DROPPED) as dropped:
+    with _table(kept_path, schema, facts) as kept, _table(dropped_path, _DROPPED, {}) as dropped:
         for piece in tables.pieces({**question.columns, **carried, **question.errors}):
             stay, go = verdicts.judge(piece)
             _write(kept, stay.select(*IDENTITY, *names).rename(names), schema)
@@ -178,10 +181,25 @@ def _carried(tables: SourceTables) -> dict[str, Column]:
     }
 
 
+def _measured(tables: SourceTables, carried: Mapping[str, Column]) -> Measured:
+    """Tell which scorers measured what goes along."""
+    spine = tables.spine
+    if not isinstance(spine, RawShards):
+        return {}
+    places = {column.place for column in carried.values()}
+    found = {place: spine.measured_by(place) for place in sorted(places)}
+    return {column.own: found[column.place] for column in carried.values()}
+
+
 @contextmanager
-def _table(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Open a table for writing; uids are hashes, which compression would only slow down."""
-    compression = {column: "none" if column == "uid" else "zstd" for column in schema.names}
+def _table(path: Path, schema: pa.Schema, facts: Mapping[str, str]) -> Iterator[pq.ParquetWriter]:
+    """Open a table for writing.
+
+    Uids and digests are hashes, which compression would only slow down. Keys rise, and a delta
+    would make them a sixth of what snappy does, but it takes readers five times as long. Of
+    statistics, only those of shards tell what a reader could look for.
+    """
+    compression = {column: _COMPRESSION.get(column, "zstd") for column in schema.names}
     repeated = [column for column in schema.names if column in _WORDS]
     # Arrow's own types, views into polars' memory, are none that every reader knows.
     with (
@@ -191,10 +209,11 @@ def _table(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
             _views(schema),
             compression=compression,
             use_dictionary=repeated,
-            column_encoding={"key": "DELTA_BYTE_ARRAY"},
+            write_statistics=["shard"],
             store_schema=False,
         ) as writer,
     ):
+        writer.add_key_value_metadata(facts)
         yield writer
 
 

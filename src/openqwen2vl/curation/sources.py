@@ -1,13 +1,18 @@
 """Finds what there is of a source: its raw shards, their scores, the tables that it brings."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from openqwen2vl.curation.brought import ShardTables, UidTables, strip_metric
 from openqwen2vl.curation.frames import TableError, schema_of
+from openqwen2vl.curation.scorers.prompts import METRICS
 from openqwen2vl.curation.spines import RawShards, Spine, TableRows
 from openqwen2vl.curation.tables import SourceTables
+
+METADATA = "metadata"
+"""What an expression calls tables whose own name is taken: DataComp delivers its shards and its
+metadata in two folders of one name, and `metadata.original_width` is then that of the metadata."""
 
 
 def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = ()) -> SourceTables:
@@ -16,7 +21,8 @@ def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = 
     A folder with ``.tar`` is raw shards. Parquet files beside them that have a shard's name, or
     ``SHARD_METRIC`` as MLM-Filter's released scores, are joined by key; others, and ``tables`` of
     other names, by uid. A folder of parquet files alone is a source without shards, whose samples
-    are the rows.
+    are the rows. An expression calls tables by the folder's or file's name, released scores by the
+    metric's; the tables that come second to a name are called ``METADATA``.
 
     Args:
         name: of the source.
@@ -44,9 +50,7 @@ def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = 
     brought: dict[str, ShardTables | UidTables] = {}
     for path, files in ((folder, beside), *((path, _files(path)) for path in tables)):
         for place, table in _tables(path, files, names):
-            while place in brought or place in spine.places:
-                place += "_"
-            brought[place] = table
+            brought[_free(place, {*brought, *spine.places})] = table
     return SourceTables(name, spine, brought)
 
 
@@ -83,6 +87,15 @@ def _tables(
         else:
             found.append((place, UidTables(group)))
     return found
+
+
+def _free(place: str, taken: Container[str]) -> str:
+    """Give the name, or another when it is taken."""
+    if place in taken and place not in METRICS:
+        place = METADATA
+    while place in taken:
+        place += "_"
+    return place
 
 
 def _word(name: str) -> str:

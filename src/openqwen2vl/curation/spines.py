@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,8 @@ from openqwen2vl.curation.scores import list_scores, read_facts, score_path
 SHARDS = 64  # raw shards looked at together: about 640,000 samples, as img2dataset cuts them
 
 _THREE = np.array([list(f"{n:03d}".encode()) for n in range(1000)], np.uint8)
+# Arrow's view of a short text: its length in four bytes, then the text.
+_TAILS = np.pad(_THREE, ((0, 0), (10, 3))).view(np.uint64)
 _SPINE = ("shard", "key", "uid")
 
 Names = Mapping[str, str]
@@ -80,14 +83,36 @@ class RawShards:
                 f"{scorer}, the first is {lacking[0]}; score them first"
             )
 
+    def measured_by(self, scorer: str) -> dict[str, Any]:
+        """Give the identity of the scorer whose scores these are.
+
+        Raises:
+            TableError: the scores of two shards were made with different settings.
+            ScoreError: a file is no file of scores.
+        """
+        first, *others = [path.stem for path in self._shards]
+        paths = (score_path(self._folder, self._source, scorer, name) for name in (first, *others))
+        found = read_facts(next(paths)).scorer
+        for name, path in zip(others, paths, strict=True):
+            if read_facts(path).scorer != found:
+                raise TableError(
+                    f"the scores of {scorer} for {self._source} were made with other settings for "
+                    f"shard {name} than for {first}; score again with overwrite=true"
+                )
+        return found
+
     def pieces(
-        self, wanted: Mapping[str, Names], numbers: Container[int] | None = None
+        self,
+        wanted: Mapping[str, Names],
+        numbers: Container[int] | None = None,
+        bare: bool = False,
     ) -> Iterator[pl.DataFrame]:
         """Yield the samples of 64 shards at a time.
 
         Args:
             wanted: columns by scorer.
             numbers: of the pieces to yield, counted from 0; all when None.
+            bare: whether shard, key and uid may be left out.
 
         Yields:
             ``shard``, ``key``, ``uid`` and the columns. Without any scorer the tars are walked.
@@ -106,7 +131,8 @@ class RawShards:
                 continue
             names = [path.stem for path in shards]
             first, *others = scorers
-            frame = self._read(first, names, {"uid": "uid", **wanted.get(first, {})})
+            identity = {"key": "key"} if bare else {"key": "key", "uid": "uid"}
+            frame = self._read(first, names, {**identity, **wanted.get(first, {})})
             for scorer in others:
                 frame = self._beside(frame, first, scorer, names, wanted[scorer])
             for name in names:
@@ -126,13 +152,13 @@ class RawShards:
 
     def _read(self, scorer: str, shards: Sequence[str], names: Names) -> pl.DataFrame:
         parts = [Part(score_path(self._folder, self._source, scorer, s), s) for s in shards]
-        return read_parts(parts, {"key": "key", **names})
+        return read_parts(parts, names)
 
     def _beside(
         self, frame: pl.DataFrame, first: str, scorer: str, shards: Sequence[str], names: Names
     ) -> pl.DataFrame:
         """Put a scorer's columns beside another's: both have a row a sample, in order."""
-        found = self._read(scorer, shards, names)
+        found = self._read(scorer, shards, {"key": "key", **names})
         if not found.select("shard", "key").equals(frame.select("shard", "key")):
             lengths = (part.group_by("shard").len() for part in (frame, found))
             differing = next(lengths).join(next(lengths), on=["shard", "len"], how="anti")["shard"]
@@ -175,13 +201,17 @@ class TableRows:
         self._name, self._files = name, files
 
     def pieces(
-        self, wanted: Mapping[str, Names], numbers: Container[int] | None = None
+        self,
+        wanted: Mapping[str, Names],
+        numbers: Container[int] | None = None,
+        bare: bool = False,
     ) -> Iterator[pl.DataFrame]:
         """Yield about a million rows at a time; the key of a row is its number in its file.
 
         Args:
             wanted: columns by table: there is one.
             numbers: of the pieces to yield, counted from 0; all when None.
+            bare: whether shard, key and uid may be left out; uids are most of what is read.
 
         Yields:
             ``shard``, ``key``, ``uid`` and the columns.
@@ -189,14 +219,20 @@ class TableRows:
         Raises:
             TableError: a file cannot be read, or lacks a column.
         """
+        columns = wanted.get(self._name, {})
         for number, parts in enumerate(cut_files(self._files)):
             if numbers is not None and number not in numbers:
                 continue
-            frame = read_parts(parts, {"uid": "uid", **wanted.get(self._name, {})})
+            if bare and columns:
+                yield read_parts(parts, columns)
+                continue
+            frame = read_parts(parts, {"uid": "uid", **columns})
             keys = pl.concat([row_keys(part.start, part.rows or 0) for part in parts])
             frame = frame.with_columns(key=keys)
-            own = pl.concat_str("shard", pl.lit("/"), "key")
-            yield frame.with_columns(pl.col("uid").fill_null(own))
+            if frame["uid"].null_count():
+                own = pl.concat_str("shard", pl.lit("/"), "key")
+                frame = frame.with_columns(pl.col("uid").fill_null(own))
+            yield frame
 
 
 def row_keys(start: int, count: int) -> pl.Series:
@@ -211,13 +247,13 @@ def row_keys(start: int, count: int) -> pl.Series:
         return pl.int_range(start, stop, eager=True).cast(pl.String).str.zfill(9)
     # In whole thousands, which share their first six digits; then the ends are cut off.
     thousands = np.arange(start // 1000, -(-stop // 1000))
-    digits = np.empty((len(thousands), 1000, 9), np.uint8)
-    digits[:, :, 0:3] = _THREE[thousands // 1000][:, None]
-    digits[:, :, 3:6] = _THREE[thousands % 1000][:, None]
-    digits[:, :, 6:9] = _THREE
-    text = digits.reshape(-1)[start % 1000 * 9 :][: count * 9]
-    ends = pa.py_buffer(np.arange(count + 1, dtype=np.int64) * 9)
-    keys = pa.LargeStringArray.from_buffers(count, ends, pa.py_buffer(text))
+    heads = np.zeros((len(thousands), 16), np.uint8)
+    heads[:, 0] = 9
+    heads[:, 4:7] = _THREE[thousands // 1000]
+    heads[:, 7:10] = _THREE[thousands % 1000]
+    views = heads.view(np.uint64)[:, None] | _TAILS
+    views = views.reshape(-1, 2)[start % 1000 :][:count]
+    keys = pa.Array.from_buffers(pa.string_view(), count, [None, pa.py_buffer(views)])
     return pl.Series("key", keys, pl.String)
 
 

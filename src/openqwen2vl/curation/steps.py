@@ -1,15 +1,24 @@
 """The steps of curation, one after another, each on what the one before left on disk."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from openqwen2vl.curation.chain import (
+    MADE_OF,
+    check_scores,
+    demand,
+    kept_is_made_of,
+    selection_is_made_of,
+)
 from openqwen2vl.curation.contamination import EvaluationIndex, find_hits
 from openqwen2vl.curation.duplicates import DuplicateRules, Removed, deduplicate
-from openqwen2vl.curation.expression import parse_expression, suggest
+from openqwen2vl.curation.expression import parse_expression
 from openqwen2vl.curation.locate import ScoreColumn
+from openqwen2vl.curation.preflight import check_request
 from openqwen2vl.curation.request import Curation
 from openqwen2vl.curation.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.score import score_source
@@ -19,7 +28,8 @@ from openqwen2vl.curation.selected import Selected
 from openqwen2vl.curation.tables import SourceTables
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ConfigError, UserError
-from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.formats.files import atomic_file, publish
+from openqwen2vl.packing.locks import only_writer
 
 STEPS = ("score", "select", "deduplicate", "reshard")
 """In their order; each can be run alone once those before it have been."""
@@ -50,7 +60,12 @@ def curate(
     unknown = [step for step in steps if step not in STEPS]
     if unknown:
         raise ConfigError(f"there is no step {unknown[0]!r}; there are {', '.join(STEPS)}")
-    _check(curation)
+    check_request(curation)
+    with only_writer(curation.out):
+        return _run(curation, mapper, steps)
+
+
+def _run(curation: Curation, mapper: Mapper, steps: Sequence[str]) -> dict[str, Any]:
     found = read_figures(curation.out)
     work = {"score": _score, "select": _select, "deduplicate": _deduplicate, "reshard": _reshard}
     for step in STEPS:
@@ -61,24 +76,6 @@ def curate(
             with atomic_file(curation.out / FIGURES) as file:
                 file.write((json.dumps(found, indent=2) + "\n").encode())
     return found
-
-
-def _check(curation: Curation) -> None:
-    """Raise for what can be seen before hours are spent on scores."""
-    for name, folder in curation.inputs.items():
-        if not folder.is_dir():
-            raise ConfigError(f"no folder {folder}; check the path of input {name}")
-    for name, rule in curation.chosen.sources.items():
-        if rule.input not in curation.inputs:
-            there = f"; there are {', '.join(curation.inputs)}"
-            hint = suggest(rule.input, curation.inputs) or there
-            raise ConfigError(
-                f"source {name} selects from input {rule.input!r}, which is not given{hint}"
-            )
-        try:
-            parse_expression(rule.keep)
-        except ConfigError as error:
-            raise ConfigError(f"keep of {name}: {error}") from error
 
 
 def read_figures(out: Path) -> dict[str, Any]:
@@ -93,6 +90,8 @@ def read_figures(out: Path) -> dict[str, Any]:
         return {}
     except ValueError as error:
         raise UserError(f"{out / FIGURES} is damaged ({error}); remove it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{out / FIGURES} holds no figures of steps; remove it")
     return found
 
 
@@ -100,20 +99,32 @@ def _score(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[st
     counts = {}
     for name, folder in curation.inputs.items():
         shards = sorted(folder.glob("*.tar"))
-        if shards and curation.scorers:
-            score_source(
-                shards, name, curation.scorers, curation.scores, mapper, curation.overwrite
-            )
-        counts[name] = {"shards": len(shards), "scorers": [one.name for one in curation.scorers]}
+        scorers = curation.scorers_of(name)
+        if shards and scorers:
+            score_source(shards, name, scorers, curation.scores, mapper, curation.overwrite)
+        counts[name] = {"shards": len(shards), "scorers": [one.name for one in scorers]}
     return counts
 
 
 def _select(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
-    return select(curation.chosen, curation.open_inputs(), curation.out)
+    check_scores(curation)
+    out, work = curation.out, curation.out / ".selecting"
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        counts = select(curation.chosen, curation.open_inputs(), work)
+        # All sources or none, and nothing of a source that is no longer chosen.
+        for folder in ("selection", "dropped", "kept"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        for folder in ("selection", "dropped"):
+            publish(work / folder, out / folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return {"sources": counts, MADE_OF: selection_is_made_of(curation)}
 
 
 def _deduplicate(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
     out = curation.out
+    demand("select", found.get("select", {}), selection_is_made_of(curation))
     selections = [
         Selected(name, out / "selection" / f"{name}.parquet", rule.input)
         for name, rule in curation.chosen.sources.items()
@@ -122,7 +133,7 @@ def _deduplicate(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> d
     rules = curation.duplicates or DuplicateRules(by=())
     counts = deduplicate(selections, out / "kept", out / "dropped", rules, removed)
     sources = {name: asdict(count) for name, count in counts.items()}
-    return {"sources": sources, "contamination": told}
+    return {"sources": sources, "contamination": told, MADE_OF: kept_is_made_of(curation)}
 
 
 def _contaminated(
@@ -130,6 +141,7 @@ def _contaminated(
 ) -> tuple[Removed | None, dict[str, dict[str, int]]]:
     """Look for pictures of evaluations: what must go, and counts by the evaluations' files."""
     if not curation.evaluations.against:
+        shutil.rmtree(curation.out / "contamination", ignore_errors=True)
         return None, {}
     scorer = next((one for one in curation.scorers if isinstance(one, ImageScorer)), None)
     if scorer is None:
@@ -144,6 +156,9 @@ def _contaminated(
 
 
 def _reshard(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
+    demand("select", found.get("select", {}), selection_is_made_of(curation))
+    demand("deduplicate", found.get("deduplicate", {}), kept_is_made_of(curation))
+    _clear_others(curation)
     counts: dict[str, Any] = {}
     tables = curation.open_inputs()
     for name, rule in curation.chosen.sources.items():
@@ -179,6 +194,19 @@ def _reshard(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[
     return counts
 
 
+def _clear_others(curation: Curation) -> None:
+    """Remove shards of sources that are no longer chosen, when that is allowed."""
+    there = (path for path in (curation.out / "shards").glob("*") if path.is_dir())
+    others = sorted(path for path in there if path.name not in curation.chosen.sources)
+    if others and not curation.overwrite:
+        raise ConfigError(
+            f"{curation.out / 'shards'} holds {', '.join(path.name for path in others)}, which this "
+            "selection does not make; say overwrite=true to remove them, or choose another out"
+        )
+    for path in others:
+        shutil.rmtree(path)
+
+
 def _carried(curation: Curation, tables: SourceTables, rule: Rule) -> tuple[ScoreColumn, ...]:
     """Name the scores that the selection looked at; those of tables stay where they are."""
     columns = tables.resolve(parse_expression(rule.keep).columns)
@@ -200,7 +228,7 @@ def funnel(found: Mapping[str, Any], name: str) -> dict[str, dict[str, int]]:
         ``delivered``: all samples; then ``unreadable``, ``selection`` and ``deduplicate`` with what
         each lost, and ``kept``: those that are left after the last step that was run.
     """
-    selected = found.get("select", {}).get(name)
+    selected = found.get("select", {}).get("sources", {}).get(name)
     if selected is None:
         return {}
     rejects = dict(selected["rejects"])

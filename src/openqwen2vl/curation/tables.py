@@ -84,19 +84,23 @@ class SourceTables:
         return found
 
     def pieces(
-        self, wanted: Mapping[str, Column], numbers: Container[int] | None = None
+        self,
+        wanted: Mapping[str, Column],
+        numbers: Container[int] | None = None,
+        bare: bool = False,
     ) -> Iterator[pl.DataFrame]:
         """Yield the samples in order, rising by shard, some hundred thousand at a time.
 
         Args:
             wanted: columns by the name to give them.
             numbers: of the pieces to yield, counted from 0; all when None.
+            bare: whether ``shard``, ``key`` and ``uid`` may be left out.
 
         Yields:
             ``shard``, ``key``, ``uid`` and the columns.
 
         Raises:
-            TableError: a file is missing or damaged.
+            TableError: a file is missing or damaged, or its rows are of other samples.
         """
         by_place: dict[str, dict[str, str]] = {}
         for name, column in wanted.items():
@@ -107,7 +111,9 @@ class SourceTables:
             if column.how == "frequency" and column not in self._frequent:
                 self._frequent[column] = self._count(column)
         self.unparsed.clear()
-        for frame in self.spine.pieces(own, numbers):
+        # What is brought is joined by them.
+        bare = bare and not any(place in self.brought for place in by_place)
+        for frame in self.spine.pieces(own, numbers, bare):
             for place, names in by_place.items():
                 if place in self.brought:
                     frame = self.brought[place].attach(frame, names)
@@ -146,7 +152,8 @@ class SourceTables:
     def _count(self, column: Column) -> tuple[UidIndex, NDArray[np.uint32]]:
         """Keep the hashes that occur more than once, with how often; 1 follows for all others."""
         plain = Column(column.place, column.own, column.dtype)
-        parts = [piece["hash"].drop_nulls().to_numpy() for piece in self.pieces({"hash": plain})]
+        pieces = self.pieces({"hash": plain}, bare=True)
+        parts = [piece["hash"].drop_nulls().to_numpy() for piece in pieces]
         hashes = np.concatenate(parts)
         del parts
         hashes.sort()

@@ -15,7 +15,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.uid_index import UidIndex
+from openqwen2vl.curation.halves import read_halves
+from openqwen2vl.curation.uid_index import UidIndex, rising_order
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.files import atomic_file
 
@@ -61,39 +62,11 @@ class UidList:
         Returns:
             bool (m,).
         """
-        first = _half(pl.col("uid").str.slice(0, 16))
-        high = pl.select(uid=uids).select(first.fill_null(0))["uid"].to_numpy()
-        found = self.index.has_high(high)
-        # Only of these few must the rest be read.
-        near = np.flatnonzero(found)
-        parts = split_uids(uids.gather(near))
-        known = parts["high"].is_not_null().to_numpy()
-        high, low = (parts[name].fill_null(0).to_numpy() for name in ("high", "low"))
-        found[near] = known & (self.index.find(high, low) >= 0)
+        high, low, found = read_halves(uids)
+        found &= self.index.may_have(high)
+        rows = np.flatnonzero(found)
+        found[rows] = self.index.find(high[rows], low[rows]) >= 0
         return found
-
-
-def split_uids(uids: pl.Series) -> pl.DataFrame:
-    """Split hex uids into their two halves.
-
-    Args:
-        uids: strings (n,).
-
-    Returns:
-        Columns ``high`` and ``low``, uint64 (n,); both null where a uid is not 32 hex digits.
-    """
-    uid = pl.col("uid")
-    halves = {"high": uid.str.slice(0, 16), "low": uid.str.slice(16)}
-    frame = pl.select(uid=uids.cast(pl.String)).select("uid", **halves)
-    # The parser takes a sign for part of a number.
-    numbers = [
-        pl.when(~pl.col(name).str.starts_with("+")).then(_half(pl.col(name))).alias(name)
-        for name in halves
-    ]
-    whole = (uid.str.len_bytes() == 32) & pl.col("high").is_not_null() & pl.col("low").is_not_null()
-    return frame.select("uid", *numbers).select(
-        pl.when(whole).then(pl.col(name)).alias(name) for name in halves
-    )
 
 
 def number_uids(uids: pl.Series) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -105,9 +78,8 @@ def number_uids(uids: pl.Series) -> tuple[NDArray[np.uint64], NDArray[np.uint64]
     Returns:
         High and low halves, uint64 (n,) each.
     """
-    parts = split_uids(uids)
-    high, low = (parts[name].fill_null(0).to_numpy().copy() for name in ("high", "low"))
-    others = parts["high"].is_null().to_numpy().nonzero()[0]
+    high, low, known = read_halves(uids)
+    others = np.flatnonzero(~known)
     if len(others):
         hashed = b"".join(
             hashlib.blake2b(uid.encode(), digest_size=16).digest() for uid in uids.gather(others)
@@ -179,31 +151,28 @@ def write_uids(path: Path, uids: pl.Series) -> int:
         UidError: a uid is not 32 hex digits.
         UserError: the disk is full, or nothing may be written there.
     """
-    parts = split_uids(uids)
-    bad = parts["high"].is_null().to_numpy().nonzero()[0]
+    high, low, known = read_halves(uids)
+    bad = np.flatnonzero(~known)
     if len(bad):
         row = int(bad[0])
         raise UidError(
             f"{len(bad)} of {len(uids)} uids are not 32 hex digits, the first is {uids[row]!r} in "
             f"row {row}; a list in DataComp's form cannot hold them"
         )
-    rising = parts.sort("high", "low")
-    pairs = np.empty(len(rising), PAIR)
-    pairs["f0"], pairs["f1"] = rising["high"].to_numpy(), rising["low"].to_numpy()
-    new = np.ones(len(pairs), np.bool_)
-    new[1:] = (pairs["f0"][1:] != pairs["f0"][:-1]) | (pairs["f1"][1:] != pairs["f1"][:-1])
-    pairs = pairs[new]
+    order = rising_order(high, low)
+    high, low = high[order], low[order]
+    new = np.ones(len(high), np.bool_)
+    new[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    pairs = np.empty(int(new.sum()), PAIR)
+    pairs["f0"], pairs["f1"] = high[new], low[new]
     with atomic_file(path) as file:
         np.save(file, pairs, allow_pickle=False)
-    return len(rising) - len(pairs)
-
-
-def _half(digits: pl.Expr) -> pl.Expr:
-    return digits.str.to_integer(base=16, dtype=pl.UInt64, strict=False)
+    return len(high) - len(pairs)
 
 
 def _sorted(pairs: NDArray[np.void]) -> NDArray[np.void]:
-    return np.asarray(pairs)[np.lexsort((pairs["f1"], pairs["f0"]))]
+    high, low = (np.ascontiguousarray(pairs[name]) for name in ("f0", "f1"))
+    return np.asarray(pairs)[rising_order(high, low)]
 
 
 def _order(pairs: NDArray[np.void]) -> tuple[bool, int]:

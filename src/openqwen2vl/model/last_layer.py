@@ -64,6 +64,9 @@ def reads_rows(layer: Any) -> bool:
     feed_forward = getattr(layer, "mlp", None)
     if not isinstance(feed_forward, nn.Module):
         return False
-    linears = [part for part in feed_forward.modules() if isinstance(part, nn.Linear)]
+    parts = list(feed_forward.modules())
+    if any(isinstance(part, nn.ModuleList) for part in parts):
+        return False  # experts, even if each is a dense one
+    linears = [part for part in parts if isinstance(part, nn.Linear)]
     owned = {id(weight) for linear in linears for weight in linear.parameters()}
     return bool(linears) and all(id(weight) in owned for weight in feed_forward.parameters())

@@ -25,11 +25,11 @@ def only_writer(folder: Path) -> Iterator[None]:
         descriptor = _locked(folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(
-            f"another process is packing into {folder}; wait for it, stop it, or give another out"
+            f"another process is writing into {folder}; wait for it, stop it, or give another out"
         ) from error
     except OSError as error:
         raise UserError(
-            f"nothing can be packed into {folder} ({error.strerror}); give another out"
+            f"nothing can be written into {folder} ({error.strerror}); give another out"
         ) from error
     try:
         yield
