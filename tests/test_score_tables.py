@@ -99,6 +99,13 @@ def test_a_key_that_a_table_has_twice_does_not_multiply_samples(two_shards):
     assert read(opened(two_shards), "safe")["safe"].to_list() == [None, True, None] * 2
 
 
+def test_keys_that_lost_their_zeros_meet_no_sample_and_are_told(two_shards):
+    write_table(two_shards / "src" / "00000.parquet", {"key": [0, 1, 2], "own": [1.0, 2.0, 3.0]})
+    write_table(two_shards / "src" / "00001.parquet", {"key": [0, 1, 2], "own": [1.0, 2.0, 3.0]})
+    with refused("its first key is 0, the shard's"):
+        read(opened(two_shards), "own")
+
+
 def test_tables_of_another_download_are_refused(two_shards):
     # The keys are the same, the samples are not: 0000 is unknown there, 0001 is another one.
     for shard, first in (("00000", 0), ("00001", 1000)):

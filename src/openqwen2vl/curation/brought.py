@@ -62,11 +62,21 @@ class ShardTables:
         on = ["shard", "key"]
         # A key that occurs twice must not make two samples of one.
         found = found.with_columns(pl.col("key").cast(pl.String)).unique(on, keep="first")
+        self._meet(found.select(on), frame.select(on))
         joined = frame.join(found, on=on, how="left", maintain_order="left")
         if not self._has_uid:
             return joined
         self._agree(joined.select("shard", "key", "uid", pl.col(_UID).cast(pl.String)))
         return joined.drop(_UID)
+
+    def _meet(self, theirs: pl.DataFrame, own: pl.DataFrame) -> None:
+        """Raise when no row is of any sample: keys that were stored as numbers lost their zeros."""
+        if len(theirs) and len(own) and not len(theirs.join(own, on=["shard", "key"], how="semi")):
+            raise TableError(
+                f"no row of {self.said} is of a sample of its shard: its first key is "
+                f"{theirs['key'][0]}, the shard's {own['key'][0]}; write keys as they stand in the "
+                "shards, or leave them out so that the tables are joined by uid"
+            )
 
     def _agree(self, joined: pl.DataFrame) -> None:
         """Raise when a sample and its row have two uids; one made of shard and key is none."""
