@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.samples import LengthScorer, samples_of
 
-from openqwen2vl.curation.batches import MOST_FAILURES, Batches, is_out_of_memory
-from openqwen2vl.formats.errors import ShardError
+from openqwen2vl.curation.batches import Batches, is_out_of_memory
+from openqwen2vl.formats.errors import ImageError, ShardError, UserError
+from openqwen2vl.formats.rejects import Unusable
 
 
 @pytest.fixture
@@ -37,28 +38,68 @@ def test_a_later_batch_begins_with_what_fitted(samples, caplog):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    words=st.lists(st.sampled_from(["a", "bb", "boom", "nan"]), min_size=1, max_size=12),
+    words=st.lists(st.sampled_from(["a", "bb", "cut", "odd", "nan"]), min_size=1, max_size=12),
     most=st.integers(1, 12),
 )
-def test_whatever_fails_costs_its_own_sample(tmp_path_factory, words, most):
+def test_a_fault_of_a_sample_costs_that_sample_alone(tmp_path_factory, words, most):
+    faults = {"cut": ImageError("is cut off"), "odd": Unusable("bad_text", "no text")}
+
+    class Choosy(LengthScorer):
+        def score(self, samples):
+            found = super().score(samples)
+            for sample in samples:
+                if sample.caption in faults:
+                    raise faults[sample.caption]
+            return found
+
     samples = samples_of(tmp_path_factory.mktemp("s") / "00000.tar", captions=words)
-    scores = Batches(LengthScorer(most=most)).score(samples)
+    scores = Batches(Choosy(most=most)).score(samples)
     fair = {"a": 1.0, "bb": 2.0}
     assert scores["length"] == [fair.get(word) for word in words]
-    said = {"boom": "KeyError: 'boom'", "nan": "length is nan"}
+    said = {"cut": "ImageError: is cut off", "odd": "Unusable: no text", "nan": "length is nan"}
     assert scores["length_error"] == [said.get(word) for word in words]
 
 
-def test_one_sample_that_is_too_large_is_the_only_one_lost(samples):
-    class Greedy(LengthScorer):
-        def score(self, samples):
-            if any(len(sample.caption) == 5 for sample in samples):
-                raise MemoryError("no room")
-            return super().score(samples)
+class Failing(LengthScorer):
+    """Raises for captions of five letters, so many times; notes how many samples it was given."""
 
-    scores = Batches(Greedy()).score(samples)
-    assert [i for i, value in enumerate(scores["length"]) if value is None] == [4]
-    assert scores["length_error"][4] == "MemoryError: no room"
+    def __init__(self, error, times):
+        super().__init__()
+        self.error, self.times, self.calls = error, times, []
+
+    def score(self, samples):
+        self.calls.append(len(samples))
+        if self.times and any(len(sample.caption) == 5 for sample in samples):
+            self.times -= 1
+            raise self.error
+        return super().score(samples)
+
+
+def test_an_error_that_is_no_samples_fault_is_never_a_score(samples):
+    scorer = Failing(RuntimeError("CUDA error: device-side assert"), times=100)
+    with pytest.raises(RuntimeError, match=r"length failed twice on .*00004 of .*tiny/00000") as it:
+        Batches(scorer).score(samples)
+    assert "RuntimeError: CUDA error: device-side assert" in str(it.value)
+    assert it.value.__cause__ is scorer.error
+    assert scorer.calls == [13, *[1] * 6]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_error_that_does_not_come_back_costs_nothing(samples, times, caplog):
+    scorer = Failing(OSError("a stutter"), times)
+    scores = Batches(scorer).score(samples)
+    assert scores["length"] == [float(i + 1) for i in range(13)]
+    assert scores["length_error"] == [None] * 13
+    assert "length failed on 13 samples at once (OSError: a stutter)" in caplog.text
+
+
+def test_a_single_sample_that_memory_does_not_hold_is_the_users_to_mend(samples):
+    scorer = Failing(MemoryError("no room"), times=100)
+    with pytest.raises(UserError, match=r"length ran out of memory on one sample, 00004 of .*take"):
+        Batches(scorer).score(samples)
+    assert scorer.calls == [13, 6, 3, 3, 1, 1, 1]
+    fits = Failing(MemoryError("no room"), times=4)
+    assert Batches(fits).score(samples)["length"] == [float(i + 1) for i in range(13)]
 
 
 def test_an_error_of_the_users_ends_the_run(samples):
@@ -68,16 +109,6 @@ def test_an_error_of_the_users_ends_the_run(samples):
 
     with pytest.raises(ShardError, match="no weights there"):
         Batches(Misplaced()).score(samples)
-
-
-def test_a_scorer_that_fails_on_all_is_told_from_bad_samples(tmp_path):
-    captions = ["boom"] * (MOST_FAILURES - 1) + ["fair"] + ["boom"] * MOST_FAILURES
-    samples = samples_of(tmp_path / "00000.tar", captions=captions)
-    batches = Batches(LengthScorer())
-    scores = batches.score(samples[:MOST_FAILURES])
-    assert sum(value is None for value in scores["length"]) == MOST_FAILURES - 1
-    with pytest.raises(RuntimeError, match=r"failed on 100 .*tiny/00000/00199: KeyError: 'boom'"):
-        batches.score(samples[MOST_FAILURES:])
 
 
 @pytest.mark.parametrize(

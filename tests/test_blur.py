@@ -1,12 +1,13 @@
 import io
 import json
 import random
+import struct
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from support.kept import contents, fields, samples, write_kept
 from support.samples import encoded, photo
 from support.shards import picture, write_tar
@@ -14,6 +15,7 @@ from support.shards import picture, write_tar
 from openqwen2vl.curation.blur import blur_faces
 from openqwen2vl.curation.reshard import ReshardRequest, reshard
 
+IFD1 = ExifTags.IFD.IFD1  # what an EXIF tells of its thumbnail
 WHOLE = photo(0, (160, 120), cells=40)
 JPEG, PNG = encoded(WHOLE, quality=90), encoded(WHOLE, "PNG")
 FACE = [0.25, 0.25, 0.5, 0.75]
@@ -122,11 +124,60 @@ def test_orientation_profile_and_subsampling_of_a_jpeg_stay():
     assert [layer[1:3] for layer in found.layer] == [(1, 1)] * 3
 
 
+def with_thumbnail(format):
+    """A picture whose EXIF holds its orientation, words, and all of it again, small."""
+    small = encoded(WHOLE.resize((40, 30)), quality=80)
+    words = b"Maker of it\0"
+    first = struct.pack("<H", 2)
+    at = 8 + 2 + 2 * 12 + 4
+    first += struct.pack("<HHII", 0x010F, 2, len(words), at)
+    first += struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    second = at + len(words)
+    there = second + 2 + 3 * 12 + 4
+    entries = ((0x0103, 3, 6), (0x0201, 4, there), (0x0202, 4, len(small)))
+    more = struct.pack("<H", 3) + b"".join(struct.pack("<HHII", t, k, 1, v) for t, k, v in entries)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + first + struct.pack("<I", second) + words
+    return encoded(WHOLE, format, exif=exif + more + bytes(4) + small), small
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_no_small_picture_of_the_face_is_left_in_the_exif(format):
+    data, small = with_thumbnail(format)
+    assert small in data
+    assert Image.open(io.BytesIO(data)).getexif().get_ifd(IFD1)[0x0202] == len(small)
+    found = blur_faces(data, [FACE]).data
+    exif = Image.open(io.BytesIO(found)).getexif()
+    assert dict(exif) == {0x0112: 6}
+    assert exif.get_ifd(IFD1) == {}
+    assert small[100:150] not in found
+
+
 @pytest.mark.parametrize("data", [b"no picture", JPEG[:900]])
-def test_a_picture_that_cannot_be_decoded_stays_and_is_counted(data):
+def test_nothing_is_left_of_a_picture_that_has_faces_and_cannot_be_decoded(data):
     found = blur_faces(data, [FACE])
-    assert found.data == data
+    assert found.data == b""
     assert (found.faces, found.unreadable) == (0, True)
+
+
+@pytest.mark.parametrize("samples_per_shard", [1, 10])
+def test_samples_whose_faces_cannot_be_blurred_are_left_out(tmp_path, samples_per_shard, caplog):
+    files = {}
+    for key, image in {"a": JPEG, "b": JPEG[:900], "c": b"no picture", "d": JPEG[:900]}.items():
+        boxes = [] if key == "d" else [FACE]
+        told = {"uid": key, "face_bboxes": boxes}
+        files |= {f"{key}.jpg": image, f"{key}.txt": b"words"}
+        files[f"{key}.json"] = json.dumps(told).encode()
+    write_tar(tmp_path / "raw" / "0.tar", files)
+    kept = write_kept(tmp_path / "kept.parquet", samples(tmp_path / "raw"))
+    request = {"kept": kept, "input": tmp_path / "raw", "source": "s", "name": "s"}
+    out, how = tmp_path / "out", {"samples_per_shard": samples_per_shard, **request}
+    manifest = reshard(ReshardRequest(out=out, blur=True, **how))
+    assert {uid for uid, _, _ in contents(out)} == {"a", "d"}
+    assert manifest.blurred == {"pictures": 1, "faces": 1, "bad_boxes": 0, "unreadable": 2}
+    assert "2 samples of s are left out" in caplog.text
+    assert (manifest.samples, sum(shard.samples for shard in manifest.shards)) == (2, 2)
+    assert reshard(ReshardRequest(out=out, blur=True, **how)) == manifest
+    assert reshard(ReshardRequest(out=tmp_path / "plain", **how)).samples == 4
 
 
 def test_resharding_blurs_only_pictures_with_faces(tmp_path):

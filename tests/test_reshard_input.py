@@ -65,10 +65,25 @@ def test_broken_json_and_several_images_are_told(tmp_path):
         run(tmp_path, rows(("1", "a", "1/a")))
 
 
-def test_nothing_kept_is_told(raw, tmp_path):
+def test_a_source_of_which_nothing_is_kept_is_an_empty_folder(raw, tmp_path, caplog):
     table = {name: pa.array([], pa.string()) for name in ("shard", "key", "uid")}
-    with pytest.raises(UserError, match=r"nothing of tiny_kept is kept.*loosen the selection"):
+    column = ScoreColumn("clip_similarity", tmp_path / "scores")
+    keys = {"funnel": {"deduplicate": {"duplicate_uid": 10}}, "scores": (column,)}
+    manifest = run(tmp_path, table, **keys)
+    assert "nothing of tiny_kept is kept" in caplog.text
+    assert (manifest.samples, manifest.bytes, manifest.shards) == (0, 0, ())
+    assert manifest.funnel == keys["funnel"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
+    assert run(tmp_path, **keys) == ReshardManifest.load(tmp_path / "out") == manifest
+
+
+def test_a_source_that_is_thinned_to_nothing_leaves_no_old_shards(raw, tmp_path):
+    run(tmp_path)
+    table = {name: pa.array([], pa.string()) for name in ("shard", "key", "uid")}
+    with pytest.raises(UserError, match="overwrite=true"):
         run(tmp_path, table)
+    run(tmp_path, table, overwrite=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["manifest.json"]
 
 
 def test_kept_tables_that_cannot_be_used_are_told(raw, tmp_path):

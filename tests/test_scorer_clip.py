@@ -26,7 +26,7 @@ from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorers.clip import BATCHES_A_CALL, ClipScorer
 from openqwen2vl.curation.scorers.pictures import ahead, open_picture
 from openqwen2vl.engine.local import map_shards
-from openqwen2vl.formats.errors import CheckpointError, ConfigError
+from openqwen2vl.formats.errors import CheckpointError, ConfigError, ImageError
 from openqwen2vl.formats.images import decode_image
 
 CONF = Path(__file__).parents[1] / "conf" / "scorers"
@@ -56,6 +56,12 @@ def by_open_clip(folder: Path, images: list[bytes], captions: list[str]) -> list
             image = model.encode_image(pixels, normalize=True)
             found.append(float(image @ model.encode_text(tokenize([text]), normalize=True).T))
     return found
+
+
+def test_a_line_of_pixels_is_no_picture() -> None:
+    assert open_picture(encoded(Image.new("RGB", (400, 2)))).size == (400, 2)
+    with pytest.raises(ImageError, match="longer than 200 to 1"):
+        open_picture(encoded(Image.new("RGB", (402, 2))))
 
 
 def test_scores_are_open_clips_cosine_one_pair_at_a_time(folder: Path, tmp_path: Path) -> None:

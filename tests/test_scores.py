@@ -152,7 +152,7 @@ def test_a_file_that_holds_no_scores_is_told(path, raw, content):
 
 def test_scores_of_a_later_version_are_told(path, raw, monkeypatch):
     monkeypatch.setattr("openqwen2vl.curation.scores.VERSION", 0)
-    with pytest.raises(ScoreError, match="version 1 of scores; this program writes 0"):
+    with pytest.raises(ScoreError, match="version 2 of scores; this program writes 0"):
         is_current(path, raw, "ccs", SCORER)
 
 

@@ -1,4 +1,9 @@
-"""Batches: a scorer called so that neither a sample nor a lack of memory ends the run."""
+"""Batches: a scorer called so that a broken sample costs itself and no failure becomes a score.
+
+Scores are final once they are on disk. So only what a sample itself is to blame for leaves it
+without one: what the scorer tells of it, and ``ImageError`` and ``Unusable``. Any other error may
+be the scorer's or the machine's, and might not come back.
+"""
 
 import logging
 import math
@@ -9,10 +14,8 @@ import pyarrow as pa
 
 from openqwen2vl.curation.samples import Sample
 from openqwen2vl.curation.scorer import Scorer, error_column, told
-from openqwen2vl.formats.errors import UserError
-
-MOST_FAILURES = 100
-"""So many samples in a row on which a scorer failed are the scorer's fault, not theirs."""
+from openqwen2vl.formats.errors import ImageError, UserError
+from openqwen2vl.formats.rejects import Unusable
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,18 +33,18 @@ class Batches:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
-        self._failures = 0
         self.halved_to: int | None = None
 
     def score(self, samples: Sequence[Sample]) -> Scores:
-        """Score samples; one that the scorer fails on has None in each column, and why beside it.
+        """Score samples; a broken one has None in each column, and why beside it.
 
         Args:
             samples: at most the scorer's batch size.
 
         Raises:
-            UserError: as the scorer raised it.
-            RuntimeError: the scorer failed on many samples in a row.
+            UserError: as the scorer raised it, or the memory does not hold a single sample.
+            RuntimeError: the scorer failed on a sample alone, and failed again: a fault of the
+                scorer, the program or the device, which no setting mends, so it shows where from.
             ValueError: the scorer gave something else than it promised.
         """
         scores: Scores = {name: [] for name in (*self.scorer.columns, error_column(self.scorer))}
@@ -58,43 +61,60 @@ class Batches:
 
     def _attempt(self, samples: Sequence[Sample]) -> Scores | None:
         """Score samples at once; None when they were too many, and fewer are to be taken."""
+        if len(samples) == 1:
+            return self._alone(samples[0])
         try:
             scores = self.scorer.score(samples)
         except UserError:
             raise
         except Exception as error:  # scorers run models and decoders, which raise what they like
-            if len(samples) == 1:
-                return self._failed(samples[0], error)
-            too_many = is_out_of_memory(error)
+            too_many, blamed, said = is_out_of_memory(error), _blames_sample(error), told(error)
         else:
-            self._failures = 0
             return self._checked(scores, len(samples))
         # The error is gone here, and with it the frames that hold what filled the memory.
-        if not too_many:
-            return self._one_by_one(samples)
-        self.halved_to = len(samples) // 2
-        _LOG.warning(
-            "%s ran out of memory on %d samples at once; going on with %d",
-            self.scorer.name,
-            len(samples),
-            self.halved_to,
+        name, count = self.scorer.name, len(samples)
+        if too_many:
+            self.halved_to = count // 2
+            text = "%s ran out of memory on %d samples at once; going on with %d"
+            _LOG.warning(text, name, count, self.halved_to)
+            return None
+        if not blamed:
+            text = "%s failed on %d samples at once (%s); trying them one by one"
+            _LOG.warning(text, name, count, said)
+        singles = [self._alone(sample) for sample in samples]
+        return {column: [single[column][0] for single in singles] for column in singles[0]}
+
+    def _alone(self, sample: Sample) -> Scores:
+        """Score one sample; a failure that is no fault of its own has a second chance."""
+        failed = False
+        while True:
+            try:
+                scores = self.scorer.score([sample])
+            except UserError:
+                raise
+            except Exception as error:
+                if _blames_sample(error):
+                    nothing: Scores = {name: [None] for name in self.scorer.columns}
+                    return {**nothing, error_column(self.scorer): [told(error)]}
+                if failed:
+                    raise self._final(sample, error) from error
+                failed = True
+            else:
+                return self._checked(scores, 1)
+
+    def _final(self, sample: Sample, error: Exception) -> Exception:
+        """Give what holds a shard back."""
+        name, said = self.scorer.name, told(error)
+        where = f"{sample.key} of {sample.source}/{sample.shard} ({sample.image.path})"
+        if is_out_of_memory(error):
+            return UserError(
+                f"{name} ran out of memory on one sample, {where}: {said}; take a smaller model or "
+                "dtype, fewer workers, or a machine with more memory, and start again"
+            )
+        return RuntimeError(
+            f"{name} failed twice on {where}, alone: {said}; its shard is left without scores, "
+            "so that a new start scores it"
         )
-        return None
-
-    def _one_by_one(self, samples: Sequence[Sample]) -> Scores:
-        singles = [self._attempt([sample]) or {} for sample in samples]
-        return {name: [single[name][0] for single in singles] for name in singles[0]}
-
-    def _failed(self, sample: Sample, error: Exception) -> Scores:
-        self._failures += 1
-        said = told(error)
-        if self._failures >= MOST_FAILURES:
-            raise RuntimeError(
-                f"{self.scorer.name} failed on {self._failures} samples in a row, the last of "
-                f"them {sample.source}/{sample.shard}/{sample.key}: {said}"
-            ) from error
-        nothing: Scores = {name: [None] for name in self.scorer.columns}
-        return {**nothing, error_column(self.scorer): [said]}
 
     def _checked(self, given: Scores, count: int) -> Scores:
         """Hold a scorer to what it promised, and take NaN for no score."""
@@ -113,6 +133,11 @@ class Batches:
                 if value is not None and not math.isfinite(value):
                     errors[i], values[i] = errors[i] or f"{column} is {value}", None
         return scores
+
+
+def _blames_sample(error: Exception) -> bool:
+    """Whether an error says that the sample itself is broken, today and on any machine."""
+    return isinstance(error, ImageError | Unusable)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,9 +14,13 @@ from openqwen2vl.formats.images import MAX_PIXELS
 FIELD = "face_bboxes"
 """The key of ``KEY.json`` that holds the boxes."""
 
+METHOD = 2
+"""Goes up whenever the same picture and boxes would give other bytes."""
+
 _STRENGTH = 0.15  # standard deviation of the blur, of a box's longer side
 _EDGE = 0.1  # how far the blur fades out beyond a box, of its longer side
 _QUALITY = 95  # of JPEG and WebP
+_ORIENTATION = 0x0112  # in EXIF
 _BLURRED_AS_THEY_ARE = ("L", "RGB", "RGBA", "CMYK")
 
 Box = tuple[int, int, int, int]
@@ -28,10 +32,11 @@ class Blurred:
     """A picture after blurring.
 
     Attributes:
-        data: the file's bytes; the ones that were given when nothing is blurred.
+        data: the file's bytes; the ones that were given when there is nothing to blur.
         faces: boxes that are blurred.
         bad_boxes: boxes that say no place in the picture.
-        unreadable: whether there are boxes in a picture that cannot be decoded, and so stays.
+        unreadable: whether there are boxes in a picture that cannot be decoded. ``data`` is empty
+            then: another decoder may well show the faces.
     """
 
     data: bytes
@@ -44,8 +49,10 @@ def blur_faces(data: bytes, boxes: Any) -> Blurred:
     """Blur the faces of a picture; without any its bytes stay as they are.
 
     A picture with faces is encoded anew: a JPEG at quality 95 with its own chroma subsampling, PNG
-    and WebP as such, anything else as PNG; orientation and colour profile stay. Boxes are places
-    in the picture as it is stored, before its orientation is applied, as DataComp found them.
+    and WebP as such, anything else as PNG. Orientation and colour profile stay; whatever else EXIF
+    and XMP hold goes, since thumbnails and camera makers' previews show the face once more. Boxes
+    are places in the picture as it is stored, before its orientation is applied, as DataComp found
+    them.
 
     Args:
         data: an image file.
@@ -62,7 +69,7 @@ def blur_faces(data: bytes, boxes: Any) -> Blurred:
     try:
         encoded = _encoded(data, good)
     except Exception:  # PIL's decoders raise whatever they trip over
-        return Blurred(data, bad_boxes=bad, unreadable=True)
+        return Blurred(b"", bad_boxes=bad, unreadable=True)
     return Blurred(encoded, len(good), bad)
 
 
@@ -102,7 +109,12 @@ def _encoded(data: bytes, boxes: list[list[float]]) -> bytes:
 
 def _how(picture: Image.Image) -> dict[str, Any]:
     """Give how to save a picture like the one that was opened."""
-    kept = {name: picture.info[name] for name in ("exif", "icc_profile") if picture.info.get(name)}
+    kept: dict[str, Any] = {}
+    if profile := picture.info.get("icc_profile"):
+        kept["icc_profile"] = profile
+    if (orientation := picture.getexif().get(_ORIENTATION)) in range(2, 9):
+        kept["exif"] = Image.Exif()
+        kept["exif"][_ORIENTATION] = orientation
     if picture.format in ("JPEG", "MPO"):
         sampling = JpegImagePlugin.get_sampling(picture)
         return {"format": "JPEG", "quality": _QUALITY, "subsampling": sampling, **kept}

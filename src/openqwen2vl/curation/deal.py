@@ -59,13 +59,13 @@ def deal(
     """Deal samples out to new shards, whose counts differ by at most one.
 
     Args:
-        counts: kept samples of each raw shard; at least one in all.
+        counts: kept samples of each raw shard.
         seed: of both shuffles.
         window: raw shards in a window.
         samples_per_shard: samples in a new shard, at most.
 
     Returns:
-        For each new shard what it takes, window by window.
+        For each new shard what it takes, window by window; no shards when nothing is kept.
     """
     order = permutation(len(counts), seed, _SHARDS).tolist()
     windows = []
@@ -74,7 +74,7 @@ def deal(
         windows.append(Window(number, members, sum(counts[shard] for shard in members)))
     total = sum(counts)
     shards = -(-total // samples_per_shard)
-    cuts = [total * number // shards for number in range(shards + 1)]
+    cuts = [total * number // max(1, shards) for number in range(shards + 1)]
     starts = [0, *accumulate(window.samples for window in windows)]
     hands, first = [], 0
     for start, stop in pairwise(cuts):

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -42,10 +43,17 @@ class ScoreColumn:
         name: of the column.
         folder: holds ``SHARD.parquet`` with ``key`` and the column, as ``scores.write_scores``
             leaves it; None: the kept table has the column itself.
+        label: what ``KEY.json`` calls it; None: its name.
     """
 
     name: str
     folder: Path | None = None
+    label: str | None = None
+
+    @property
+    def called(self) -> str:
+        """What ``KEY.json`` calls it."""
+        return self.label or self.name
 
     def path(self, shard: str) -> Path | None:
         """Give the file of a shard's scores; None when the kept table has them.
@@ -62,6 +70,33 @@ class ScoreColumn:
             f"{path} is missing: the samples of {shard} have no {self.name}; score the source, or "
             "do not ask for that column"
         )
+
+
+def labelled(columns: Sequence[ScoreColumn]) -> tuple[ScoreColumn, ...]:
+    """Give each column once; those of one name get labels ``PLACE.NAME``, as selections write them.
+
+    The place is the folder's name, of a column of the kept table ``kept``.
+
+    Raises:
+        UserError: two columns have one label all the same.
+    """
+    each = dict.fromkeys(columns)
+    names = Counter(column.called for column in each)
+    found = []
+    for column in each:
+        if column.label is None and names[column.name] > 1:
+            place = "kept" if column.folder is None else column.folder.name
+            column = replace(column, label=f"{place}.{column.name}")
+        found.append(column)
+    twice = [
+        name for name, times in Counter(column.called for column in found).items() if times > 1
+    ]
+    if twice:
+        places = [str(column.folder) for column in found if column.called == twice[0]]
+        raise UserError(
+            f"two columns are called {twice[0]}, of {' and '.join(places)}; give one of them a label"
+        )
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -89,8 +124,9 @@ class LocateJob:
 
     def identity(self) -> str:
         """Everything that the index depends on, as text."""
-        paths = [(column.name, column.path(self.shard.name)) for column in self.scores]
-        scores = [(name, path and made_of(path)) for name, path in paths]
+        paths = [column.path(self.shard.name) for column in self.scores]
+        made = [path and made_of(path) for path in paths]
+        scores = [(c.name, c.called, hash) for c, hash in zip(self.scores, made, strict=True)]
         rows = [self.shard.name, self.shard.first, self.shard.rows]
         return json.dumps([_VERSION, self.kept_hash, rows, stamp(self.raw), scores])
 
@@ -177,7 +213,7 @@ def _write(job: LocateJob, identity: str) -> int:
     for column in job.scores:
         path = column.path(job.shard.name)
         values = rows[column.name] if path is None else _scores(path, column.name, rows["key"])
-        table = table.append_column(SCORE + column.name, values)
+        table = table.append_column(SCORE + column.called, values)
     files = pa.table(list(zip(*_files(job, rows["key"].to_pylist()), strict=True)), _FILES)
     for name, values in zip(_FILES.names, files.columns, strict=True):
         table = table.append_column(name, values)

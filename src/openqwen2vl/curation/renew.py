@@ -44,7 +44,8 @@ def renewed(old: Old, blur: bool) -> tuple[bytes, Blurred]:
 
     ``KEY.json`` keeps its fields and gains ``uid`` if it has none, ``origin`` (``source``,
     ``shard``, ``key``, and how many faces are ``blurred`` if any) and ``scores``. Image and text are
-    the bytes that there were, unless faces are blurred.
+    the bytes that there were, unless faces are blurred. A sample whose faces were to be blurred and
+    cannot be, since its image is unreadable, has no members at all.
 
     Args:
         old: the sample.
@@ -57,6 +58,8 @@ def renewed(old: Old, blur: bool) -> tuple[bytes, Blurred]:
     picture = Blurred(old.image)
     if blur:
         picture = blur_faces(old.image, fields.get(FIELD))
+        if picture.unreadable:
+            return b"", picture
     origin: dict[str, Any] = {"source": old.source, "shard": old.shard, "key": old.row["key"]}
     if picture.faces:
         origin["blurred"] = picture.faces

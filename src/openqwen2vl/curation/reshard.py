@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from openqwen2vl.curation.deal import deal
+from openqwen2vl.curation.blur import METHOD
+from openqwen2vl.curation.deal import Hand, deal
 from openqwen2vl.curation.kept import KeptTable
-from openqwen2vl.curation.locate import Located, LocateJob, ScoreColumn, locate_shard, made_of
+from openqwen2vl.curation.locate import LocateJob, ScoreColumn, labelled, locate_shard, made_of
 from openqwen2vl.curation.resharded import FORMAT_VERSION, ReshardManifest
 from openqwen2vl.curation.rewrite import NewShard, WriteJob, write_shard
 from openqwen2vl.curation.scores import stamp
@@ -22,6 +24,7 @@ from openqwen2vl.formats.manifest import MANIFEST_NAME
 from openqwen2vl.packing.space import check_space
 
 _WORK = ".work"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +40,9 @@ class ReshardRequest:
         seed: of the shuffle.
         samples_per_shard: samples in a new shard, at most; all have as many, or one fewer.
         window: raw shards that are shuffled together: more mix better, and are read at once.
-        scores: columns that go into ``KEY.json``.
-        blur: whether to blur the faces that DataComp's boxes tell of.
+        scores: columns that go into ``KEY.json``, under labels where they share a name.
+        blur: whether to blur the faces that DataComp's boxes tell of. A sample that has some and
+            whose image cannot be decoded is left out of its shard.
         funnel: what became of the other samples, by step and reason; it goes into the manifest.
         overwrite: whether shards that ``out`` holds may go.
 
@@ -70,37 +74,47 @@ class ReshardRequest:
 def reshard(request: ReshardRequest, mapper: Mapper = map_inline) -> ReshardManifest:
     """Write the kept samples of a source; the same request gives the same bytes, whatever maps it.
 
-    Whatever stops it, a new start goes on with the shards that are finished. A folder that is
-    complete is left as it is.
+    Whatever stops it, a new start goes on with the shards that are finished. In a folder that is
+    complete, shards that went missing or have another size are written again, and no other. A
+    source of which nothing is kept has a manifest and no shards.
 
     Args:
         request: what to do.
         mapper: runs a function over shards, here or elsewhere, results in order.
 
     Raises:
-        UserError: nothing is kept, scores are missing, the folder holds something else, or too
-            small a disk.
+        UserError: scores are missing, the folder holds something else, or too small a disk.
         ShardError: the kept table or a raw shard is missing, damaged, or another than was scored.
     """
+    request = replace(request, scores=labelled(request.scores))
     table = KeptTable.open(request.kept)
     raws = _raw_shards(request, table)
     digest = _digest(request, table, raws)
-    if known := _finished(request, digest):
-        return known
-    _check_scores(request, table)
-    work = request.out / _WORK
-    _make(work)
-    located = list(mapper(locate_shard, _locate_jobs(request, table, raws, work)))
-    jobs = _write_jobs(request, located, work)
-    done = [job.finished() for job in jobs]
-    _remove_others(request.out, work, done)
-    lacking = sum(job.samples for job, shard in zip(jobs, done, strict=True) if shard is None)
-    total, samples = sum(file.bytes for file in located), sum(file.samples for file in located)
-    check_space(request.out, total * lacking // samples, "the shards")
-    manifest = _manifest(request, list(mapper(write_shard, jobs)), digest)
-    manifest.save(request.out)
-    shutil.rmtree(work)
+    known = _finished(request, digest)
+    counts = [shard.rows for shard in table.shards]
+    dealt = deal(counts, request.seed, request.window, request.samples_per_shard)
+    shards = () if known is None else known.shards
+    there = {shard.name: shard for shard in shards if shard.is_in(request.out)}
+    lacking = {n: hands for n, hands in enumerate(dealt) if _name(n) not in there}
+    if known is None or lacking:
+        _check_scores(request, table)
+        jobs = _write_jobs(request, lacking, _locate_jobs(request, table, raws), mapper)
+        if known is None:
+            _remove_others(request.out, [job.finished() for job in jobs])
+        _check_space(request.out, jobs)
+        there |= {shard.name: shard for shard in mapper(write_shard, jobs)}
+    manifest = _manifest(request, [there[_name(n)] for n in range(len(dealt))], digest)
+    if left_out := manifest.blurred.get("unreadable"):
+        text = "%d samples of %s are left out: their images have faces and cannot be decoded"
+        _LOG.warning(text, left_out, request.name)
+    if manifest != known:
+        manifest.save(request.out)
+    shutil.rmtree(request.out / _WORK, ignore_errors=True)
     return manifest
+
+
+def _name(number: int) -> str:
+    return f"{number:08d}.tar"
 
 
 def _make(work: Path) -> None:
@@ -116,9 +130,7 @@ def _make(work: Path) -> None:
 def _raw_shards(request: ReshardRequest, table: KeptTable) -> list[Path]:
     """Give the tar of each raw shard that the kept table speaks of."""
     if not table.shards:
-        raise UserError(
-            f"nothing of {request.name} is kept: {request.kept} has no rows; loosen the selection"
-        )
+        _LOG.warning("nothing of %s is kept: %s has no rows", request.name, request.kept)
     raws = [request.input / f"{shard.name}.tar" for shard in table.shards]
     missing = [raw for raw in raws if not raw.is_file()]
     if missing:
@@ -139,9 +151,10 @@ def _check_scores(request: ReshardRequest, table: KeptTable) -> None:
 
 def _digest(request: ReshardRequest, table: KeptTable, raws: Sequence[Path]) -> str:
     paths = [column.path(shard.name) for column in request.scores for shard in table.shards]
+    names = [text for column in request.scores for text in (column.name, column.label) if text]
     told = [
         [FORMAT_VERSION, request.source, request.name, request.seed, request.samples_per_shard],
-        [request.window, request.blur, [column.name for column in request.scores]],
+        [request.window, request.blur and METHOD, names],
         [table.hash, [(raw.name, *stamp(raw)) for raw in raws]],
         [path and made_of(path) for path in paths],
     ]
@@ -149,16 +162,12 @@ def _digest(request: ReshardRequest, table: KeptTable, raws: Sequence[Path]) -> 
 
 
 def _finished(request: ReshardRequest, digest: str) -> ReshardManifest | None:
-    """Give the manifest of a folder that is complete; make room in one that is to go."""
+    """Give the manifest of a folder that was complete; make room in one that is to go."""
     out = request.out
     if (out / MANIFEST_NAME).exists():
         known = ReshardManifest.load(out)
         if known.digest == digest:
-            told = replace(known, funnel=dict(request.funnel))
-            if told != known:
-                told.save(out)
-            shutil.rmtree(out / _WORK, ignore_errors=True)
-            return told
+            return known
         if not request.overwrite:
             raise UserError(
                 f"{out} holds shards of other samples or settings; delete the folder or set "
@@ -173,7 +182,7 @@ def _finished(request: ReshardRequest, digest: str) -> ReshardManifest | None:
 
 
 def _locate_jobs(
-    request: ReshardRequest, table: KeptTable, raws: Sequence[Path], work: Path
+    request: ReshardRequest, table: KeptTable, raws: Sequence[Path]
 ) -> list[LocateJob]:
     return [
         LocateJob(
@@ -182,18 +191,27 @@ def _locate_jobs(
             kept_hash=table.hash,
             shard=shard,
             scores=request.scores,
-            path=work / "located" / f"{shard.name}.parquet",
+            path=request.out / _WORK / "located" / f"{shard.name}.parquet",
         )
         for raw, shard in zip(raws, table.shards, strict=True)
     ]
 
 
-def _write_jobs(request: ReshardRequest, located: Sequence[Located], work: Path) -> list[WriteJob]:
-    counts = [file.samples for file in located]
-    dealt = deal(counts, request.seed, request.window, request.samples_per_shard)
+def _write_jobs(
+    request: ReshardRequest,
+    dealt: Mapping[int, tuple[Hand, ...]],
+    locating: Sequence[LocateJob],
+    mapper: Mapper,
+) -> list[WriteJob]:
+    """Say how to write some new shards; only the raw shards that give to them are looked through."""
+    work = request.out / _WORK
+    _make(work)
+    needed = sorted({n for hands in dealt.values() for hand in hands for n in hand.window.shards})
+    found = list(mapper(locate_shard, [locating[n] for n in needed]))
+    located = dict(zip(needed, found, strict=True))
     return [
         WriteJob(
-            path=request.out / f"{number:08d}.tar",
+            path=request.out / _name(number),
             note=work / "written" / f"{number:08d}.json",
             source=request.source,
             seed=request.seed,
@@ -201,16 +219,24 @@ def _write_jobs(request: ReshardRequest, located: Sequence[Located], work: Path)
             hands=hands,
             located=tuple(tuple(located[n] for n in hand.window.shards) for hand in hands),
         )
-        for number, hands in enumerate(dealt)
+        for number, hands in dealt.items()
     ]
 
 
-def _remove_others(out: Path, work: Path, done: Sequence[NewShard | None]) -> None:
+def _remove_others(out: Path, done: Sequence[NewShard | None]) -> None:
     """Remove shards and notes that an earlier start left and this one does not take over."""
     kept = {shard.name for shard in done if shard is not None}
-    for path in [*out.glob("*.tar"), *(work / "written").glob("*.json")]:
+    for path in [*out.glob("*.tar"), *(out / _WORK / "written").glob("*.json")]:
         if f"{path.stem}.tar" not in kept:
             path.unlink()
+
+
+def _check_space(out: Path, jobs: Sequence[WriteJob]) -> None:
+    """Make sure that there is room for the shards that are not finished."""
+    lacking = sum(job.samples for job in jobs if job.finished() is None)
+    files = {file for job in jobs for files in job.located for file in files}
+    total, samples = sum(file.bytes for file in files), sum(file.samples for file in files)
+    check_space(out, total * lacking // max(1, samples), "the shards")
 
 
 def _manifest(request: ReshardRequest, shards: Sequence[NewShard], digest: str) -> ReshardManifest:
@@ -225,7 +251,7 @@ def _manifest(request: ReshardRequest, shards: Sequence[NewShard], digest: str) 
         seed=request.seed,
         samples_per_shard=request.samples_per_shard,
         window=request.window,
-        scores=tuple(column.name for column in request.scores),
+        scores=tuple(column.called for column in request.scores),
         blur=request.blur,
         blurred=dict(blurred),
         shards=tuple(shards),

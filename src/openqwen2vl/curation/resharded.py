@@ -24,7 +24,7 @@ class ReshardManifest:
         bytes: of all shards.
         scores: names of the score columns.
         blurred: as of ``NewShard.blur``, over all shards.
-        shards: in the order of their names.
+        shards: in the order of their names; none when nothing is kept.
         digest: of everything that the shards depend on.
     """
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
+from openqwen2vl.curation.blur import METHOD
 from openqwen2vl.curation.deal import Hand
 from openqwen2vl.curation.locate import NOWHERE, Located
 from openqwen2vl.curation.renew import Old, renewed
@@ -34,7 +35,7 @@ class NewShard:
         bytes: its size.
         sha256: of the file, in hex.
         blur: how many ``pictures`` were blurred, ``faces`` in them, ``bad_boxes``, and pictures
-            with faces that are ``unreadable``.
+            with faces that are ``unreadable``: their samples are left out. Empty without blurring.
     """
 
     name: str
@@ -42,6 +43,13 @@ class NewShard:
     bytes: int
     sha256: str
     blur: dict[str, int]
+
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder has the shard, by name and size."""
+        try:
+            return (folder / self.name).stat().st_size == self.bytes
+        except OSError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,13 @@ class WriteJob:
 
     @property
     def samples(self) -> int:
-        """How many the shard is to hold."""
+        """How many the shard is to hold; when blurring, at most."""
         return sum(hand.stop - hand.start for hand in self.hands)
 
     def digest(self) -> str:
         """16 hex digits over everything that the shard's bytes depend on."""
-        told: list[object] = [_VERSION, self.path.name, self.source, self.seed, self.blur]
+        told: list[object] = [_VERSION, self.path.name, self.source, self.seed]
+        told += [self.blur and METHOD]
         for hand, files in zip(self.hands, self.located, strict=True):
             told += [hand.window.number, hand.start, hand.stop, [file.identity for file in files]]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
@@ -87,7 +96,7 @@ class WriteJob:
             noted = json.loads(self.note.read_bytes())
             whole = noted.pop("digest") == self.digest()
             shard = NewShard(**noted)
-            return shard if whole and shard.bytes == self.path.stat().st_size else None
+            return shard if whole and shard.is_in(self.path.parent) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -156,7 +165,8 @@ def _write(job: WriteJob) -> NewShard:
             located.check()
     size += len(END)
     blurred = dict(counts) if job.blur else {}
-    shard = NewShard(job.path.name, job.samples, size, digest.hexdigest(), blurred)
+    samples = job.samples - counts["unreadable"]
+    shard = NewShard(job.path.name, samples, size, digest.hexdigest(), blurred)
     with atomic_file(job.note) as note:
         note.write(json.dumps({**asdict(shard), "digest": job.digest()}).encode())
     return shard

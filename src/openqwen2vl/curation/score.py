@@ -26,6 +26,12 @@ from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.rejects import Reject
 from openqwen2vl.packing.locks import one_writer
 
+LEAST_SAMPLES = 100
+"""Fewer samples in a shard say nothing of how a scorer does."""
+
+MOST_ERRORS = 0.5
+"""The share of a shard's samples that may lack a score; more are no longer the samples' fault."""
+
 _runs = itertools.count()
 # What this process scored with last: it has loaded weights, which a shard's job does not bring.
 _resident: dict[tuple[str, str], Batches] = {}
@@ -95,10 +101,12 @@ def score_source(
 
     Raises:
         ScoreError: there are scores that were made from something else, two shards or scorers
-            have one name, or a scorer takes no samples at a time.
+            have one name, a scorer takes no samples at a time, or it could not score more than
+            ``MOST_ERRORS`` of a shard.
         ShardError: a raw shard is missing, or changes while it is read.
-        UserError: the disk is full.
-        RuntimeError: a scorer failed on many samples in a row.
+        UserError: the disk is full, or the memory does not hold a single sample.
+        RuntimeError: a scorer failed on a sample that is not to blame; see ``batches``. Its shard
+            has no scores then, those that were finished before keep theirs.
     """
     _check_names("shards", [shard.stem for shard in shards])
     _check_names("scorers", [scorer.name for scorer in scorers])
@@ -143,9 +151,10 @@ def score_shard(job: ScoreJob) -> list[Path]:
         The files of scores.
 
     Raises:
+        ScoreError: a scorer could not score more than ``MOST_ERRORS`` of the shard.
         ShardError: the raw shard is missing, or changes while it is read.
-        UserError: the disk is full.
-        RuntimeError: a scorer failed on many samples in a row.
+        UserError: the disk is full, or the memory does not hold a single sample.
+        RuntimeError: a scorer failed on a sample that is not to blame.
     """
     items: _Items | None = None
     for task in job.tasks:
@@ -191,6 +200,7 @@ def _write(job: ScoreJob, task: Task, items: _Items) -> None:
     table = _table(rows, scorer)
     if stamp(job.shard) != items.stamp:
         raise ShardError(f"{job.shard} changed while it was scored; start again when it is whole")
+    errors = _count_errors(table, error_column(scorer), job.shard, scorer.name)
     facts = ScoreFacts(
         source=job.source,
         shard=job.shard.stem,
@@ -198,10 +208,23 @@ def _write(job: ScoreJob, task: Task, items: _Items) -> None:
         mtime_ns=items.stamp[1],
         scorer=task.identity,
         rejects=items.rejects,
-        errors=table.num_rows - table[error_column(scorer)].null_count,
-        halved_to=batches.halved_to,
+        errors=errors,
     )
     write_scores(task.path, table, facts)
+
+
+def _count_errors(table: pa.Table, column: str, shard: Path, scorer: str) -> int:
+    """Count the samples that lack a score; too large a share of them must not become final."""
+    rows = table.num_rows
+    errors: int = rows - table[column].null_count
+    if rows >= LEAST_SAMPLES and errors > MOST_ERRORS * rows:
+        first = table.filter(table[column].is_valid()).slice(0, 1).to_pylist()[0]
+        raise ScoreError(
+            f"{scorer} could not score {errors} of the {rows} samples of {shard}, the first, "
+            f"{first['key']}, since: {first[column]}; at most {MOST_ERRORS:.0%} of a shard may lack "
+            "a score: check the scorer's settings, or mend the shard or take it away"
+        )
+    return errors
 
 
 def _own(run: str, scorer: Scorer) -> Batches:

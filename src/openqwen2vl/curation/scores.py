@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.formats.files import atomic_file
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the same scores would be stored in another way."""
 
 _FACTS = b"openqwen2vl"
@@ -36,9 +36,7 @@ class ScoreFacts:
         mtime_ns: time of its last change, in ns.
         scorer: ``scorer.identity``.
         rejects: how many samples could not be read, by reason.
-        errors: how many rows have no score.
-        halved_to: samples at a time in the end, when the memory did not hold as many as asked
-            for; None when it did.
+        errors: how many rows lack a score.
     """
 
     source: str
@@ -48,7 +46,6 @@ class ScoreFacts:
     scorer: dict[str, Any]
     rejects: dict[str, int] = field(default_factory=dict)
     errors: int = 0
-    halved_to: int | None = None
 
 
 def score_path(folder: Path, source: str, scorer: str, shard: str) -> Path:

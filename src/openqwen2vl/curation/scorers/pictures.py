@@ -15,6 +15,10 @@ from openqwen2vl.formats.errors import ImageError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MAX_ASPECT = 200
+"""The longer side over the shorter, at most: models enlarge the shorter one to their own size, and
+a line of pixels would become gigabytes; some refuse such pictures themselves."""
+
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -28,8 +32,18 @@ def open_picture(data: bytes) -> Image.Image:
         data: a JPEG, PNG or WebP file, or another that PIL reads.
 
     Raises:
-        ImageError: the bytes cannot be decoded, are cut off, or hold too many pixels for PIL.
+        ImageError: the bytes cannot be decoded, are cut off, hold too many pixels for PIL, or are
+            a line rather than a picture.
     """
+    picture = _decoded(data)
+    if max(picture.size) > MAX_ASPECT * min(picture.size):
+        raise ImageError(
+            f"{picture.width} x {picture.height} pixels are longer than {MAX_ASPECT} to 1"
+        )
+    return picture
+
+
+def _decoded(data: bytes) -> Image.Image:
     try:
         picture: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         if picture.mode.startswith("I"):  # 16 bits a pixel; PIL's own conversion cuts off at 255
