@@ -15,10 +15,14 @@ from rich.table import Table
 from openqwen2vl.config import Schema
 from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
 from openqwen2vl.formats.errors import PackError
+from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing.faults import LISTED
 from openqwen2vl.packing.verify import Verification, VerifyRequest, verify
 
-SCHEMA = Schema(keys=frozenset(["input", "packs", "image_root", "deep", "workers", "json"]))
+SCHEMA = Schema(
+    keys=frozenset(["input", "packs", "image_root", "deep", "tokenizer", "workers", "json"]),
+    types={"deep": bool, "tokenizer": str | None, "workers": int | None, "json": bool},
+)
 
 
 def run(config: DictConfig) -> dict[str, object]:
@@ -37,6 +41,7 @@ def run(config: DictConfig) -> dict[str, object]:
         packs=tuple(Path(path).expanduser() for path in given),
         image_root=Path(config.image_root).expanduser() if config.image_root else None,
         deep=config.deep,
+        tokenizer=load_tokenizer(config.tokenizer) if config.tokenizer else None,
     )
     with Progress(console=Console(stderr=True), transient=True) as bar:
         workers = config.workers or len(os.sched_getaffinity(0))
@@ -44,7 +49,10 @@ def run(config: DictConfig) -> dict[str, object]:
     figures = _figures(found, time.perf_counter() - started)
     table = Table(box=None, show_header=False)
     for name, value in figures.items():
-        table.add_row(name.replace("_", " "), _short(value))
+        if name == "text_compared":
+            table.add_row("text", _text(found))
+        else:
+            table.add_row(name.replace("_", " "), _short(value))
     Console().print(table)
     if found.faults.counts:
         if config.json:
@@ -62,6 +70,7 @@ def _figures(found: Verification, seconds: float) -> dict[str, object]:
         "packs": found.packs,
         "images": found.images,
         "image_bytes_compared": found.bytes,
+        "text_compared": found.texts is not None,
         "faults": dict(found.faults.counts),
         "seconds": seconds,
         "samples_per_second": found.documents / seconds,
@@ -81,6 +90,12 @@ def _message(request: VerifyRequest, found: Verification) -> str:
 
 def _faults(total: int) -> str:
     return "1 fault" if total == 1 else f"{total:,} faults"
+
+
+def _text(found: Verification) -> str:
+    if found.texts is None:
+        return "not compared (give tokenizer=)"
+    return f"{found.texts:,} documents encoded again and compared"
 
 
 def _short(value: object) -> str:

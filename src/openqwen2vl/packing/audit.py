@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openqwen2vl.formats.manifest import PackSpec, ShardEntry
-from openqwen2vl.packing.census import identities, sizes_marks, without_collector
+from openqwen2vl.packing.census import identities, sizes_marks, text_marks, without_collector
 from openqwen2vl.packing.faults import Faults
 from openqwen2vl.packing.index import Index
 from openqwen2vl.packing.packed_tar import misplaced_members
@@ -33,6 +33,7 @@ class AuditJob:
         first: number of its first pack.
         index: the index' columns, cut to this shard; ``image_start`` counts from 0.
         first_image: place of its first image in the whole index.
+        texts: whether to note what the documents' ids and target spans are.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class AuditJob:
     first: int
     index: Index
     first_image: int
+    texts: bool = False
 
     def __str__(self) -> str:
         return str(self.path)
@@ -60,6 +62,7 @@ class Audit:
         image_at: int64 (n,), place of its first image in the whole index; -1 where the pack's
             marks and the index do not agree.
         num_images: int64 (n,).
+        texts: uint64 (n,), see ``census.text_marks``; uint64 (0,) where it was not asked for.
         faults: what was found.
     """
 
@@ -70,6 +73,7 @@ class Audit:
     packs: NDArray[np.int64]
     image_at: NDArray[np.int64]
     num_images: NDArray[np.int64]
+    texts: NDArray[np.uint64]
     faults: Faults
 
 
@@ -90,6 +94,7 @@ class _Columns:
     packs: list[int] = field(default_factory=list)
     image_at: list[int] = field(default_factory=list)
     num_images: list[int] = field(default_factory=list)
+    texts: list[int] = field(default_factory=list)
 
     def audit(self, faults: Faults) -> Audit:
         return Audit(
@@ -100,6 +105,7 @@ class _Columns:
             np.array(self.packs, np.int64),
             np.array(self.image_at, np.int64),
             np.array(self.num_images, np.int64),
+            np.array(self.texts, np.uint64),
             faults,
         )
 
@@ -157,7 +163,7 @@ def _check_pack(job: AuditJob, place: int, raw: bytes, columns: _Columns, faults
     try:
         content = _parse(raw, job.spec)
         _note(job, place, content, columns)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         faults.add("packed shard", f"{where} cannot be read ({type(error).__name__}: {error})")
         return
     tokens = len(content.ids) + sum(content.marks) * (job.spec.tokens_per_image - 1)
@@ -200,6 +206,7 @@ def _note(job: AuditJob, place: int, content: _Content, columns: _Columns) -> No
     sizes = job.index.image_sizes[first:last].tolist()
     held = [sizes[a : a + n] for a, n in zip(starts, stated, strict=False)]
     names = [(d["shard"], d["key"], d["uid"]) for d in documents]
+    texts = text_marks(_texts(content)).tolist() if job.texts else []
     columns.uids += [name_hash(d["source"], *n) for d, n in zip(documents, names, strict=True)]
     columns.names += names
     columns.counts += map(len, held)
@@ -209,6 +216,18 @@ def _note(job: AuditJob, place: int, content: _Content, columns: _Columns) -> No
     at = job.first_image + first
     columns.image_at += [at + a if agree else -1 for a in starts[:-1]]
     columns.num_images += stated
+    columns.texts += texts
+
+
+def _texts(content: _Content) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Give each document's ids and target spans, counted from its first id."""
+    spans, place = content.targets, 0
+    for document in content.documents:
+        start, stop = document["start"], document["start"] + document["length"]
+        first = place
+        while place < len(spans) and spans[place][0] < stop:
+            place += 1
+        yield content.ids[start:stop], [[a - start, b - start] for a, b in spans[first:place]]
 
 
 def _disorder(content: _Content, source: str) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """The census of a corpus: which documents it holds and where each belongs, as arrays."""
 
 import gc
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +55,30 @@ def sizes_marks(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[
     np.cumsum(mixed ^ (mixed >> np.uint64(31)), out=before[1:])
     marks: NDArray[np.uint64] = before[ends] - before[ends - counts]
     return marks
+
+
+def text_marks(
+    texts: Iterable[tuple[Sequence[int], Iterable[Sequence[int]]]],
+) -> NDArray[np.uint64]:
+    """Give each document a number that depends on its ids and on what it asks for.
+
+    Args:
+        texts: of each document its compact ids and its target spans, ``start`` and ``stop``
+            counted from its first id.
+
+    Returns:
+        uint64 (n,); two documents share one by chance once in 2**64.
+
+    Raises:
+        TypeError: an id or an edge that is no whole number.
+        OverflowError: one of more than 32 bits.
+    """
+    digests = []
+    for ids, targets in texts:
+        edges = array("i", chain.from_iterable(targets))
+        told = array("i", [len(ids)]) + array("i", ids) + edges
+        digests.append(blake2b(told, digest_size=8).digest())
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 @dataclass(frozen=True)

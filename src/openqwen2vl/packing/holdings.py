@@ -69,19 +69,43 @@ class Holdings:
         if place >= len(self.audit.packs):
             row = self.ledger.rows[place - len(self.audit.packs)]
             return f"{row['shard']}/{row['key']} (uid {row['uid']}) in {self.path / REJECTS_NAME}"
+        pack, shard, number, content = self._content(place)
+        document = content["documents"][number]
+        named = f"{document['shard']}/{document['key']} (uid {document['uid']})"
+        return f"{named} in pack {pack} of {shard}"
+
+    def reason(self, place: int) -> str | None:
+        """Give why something is left out, by its place as in ``name``; None for what is packed."""
+        packed = len(self.audit.packs)
+        return self.ledger.rows[place - packed]["reason"] if place >= packed else None
+
+    def text(self, place: int) -> tuple[list[int], list[tuple[int, int]]]:
+        """Give a packed document's ids, and its target spans counted from the first of them."""
+        _, _, number, content = self._content(place)
+        document = content["documents"][number]
+        start, stop = document["start"], document["start"] + document["length"]
+        spans = [(a - start, b - start) for a, b in content["targets"] if start <= a < stop]
+        return content["ids"][start:stop], spans
+
+    def _content(self, place: int) -> tuple[int, Path, int, dict[str, Any]]:
+        """Read the pack of a document: its number, its shard, which document it is, and its JSON."""
         pack = int(self.audit.packs[place])
-        number = place - int(np.searchsorted(self.audit.packs, pack))
         shard = self.path / self.index.shards[self.index.shard[pack]]
         start, size = int(self.index.json_offset[pack]), int(self.index.json_size[pack])
         with shard.open("rb") as file:
             file.seek(start)
-            document = json.loads(file.read(size))["documents"][number]
-        named = f"{document['shard']}/{document['key']} (uid {document['uid']})"
-        return f"{named} in pack {pack} of {shard}"
+            content = json.loads(file.read(size))
+        return pack, shard, place - int(np.searchsorted(self.audit.packs, pack)), content
 
 
-def read_holdings(path: Path, split: Split, mapper: Mapper) -> Holdings:
+def read_holdings(path: Path, split: Split, mapper: Mapper, *, texts: bool = False) -> Holdings:
     """Read a folder of packs and compare it with its own manifest, index and lists.
+
+    Args:
+        path: the folder.
+        split: the one that it should hold.
+        mapper: runs a function over shards, results in order.
+        texts: whether to note what the documents' ids and target spans are.
 
     Raises:
         ShardError: manifest, index or ledger is missing or damaged.
@@ -99,7 +123,7 @@ def read_holdings(path: Path, split: Split, mapper: Mapper) -> Holdings:
             f"{path / INDEX_NAME} places {len(index.image_offsets)} images and counts "
             f"{index.image_start[-1]}",
         )
-    audit = _joined(list(mapper(audit_shard, _jobs(path, manifest, index, faults))))
+    audit = _joined(list(mapper(audit_shard, _jobs(path, manifest, index, faults, texts))))
     faults.merge(audit.faults)
     ledger = _read_ledger(path / REJECTS_NAME)
     cut = manifest.overlong != "reject"
@@ -112,7 +136,9 @@ def read_holdings(path: Path, split: Split, mapper: Mapper) -> Holdings:
     return holdings
 
 
-def _jobs(path: Path, manifest: Manifest, index: Index, faults: Faults) -> list[AuditJob]:
+def _jobs(
+    path: Path, manifest: Manifest, index: Index, faults: Faults, texts: bool
+) -> list[AuditJob]:
     """Cut the index into the manifest's shards."""
     names = [entry.name for entry in manifest.shards]
     for name in sorted(set(index.shards) ^ set(names)):
@@ -137,6 +163,7 @@ def _jobs(path: Path, manifest: Manifest, index: Index, faults: Faults) -> list[
                 first=first,
                 index=_cut(index, first, stop),
                 first_image=int(index.image_start[first]),
+                texts=texts,
             )
         )
     return jobs

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.corpora import Shard, open_corpus, shard_path
@@ -21,8 +22,10 @@ from openqwen2vl.packing.entries import list_shard
 from openqwen2vl.packing.faults import LISTED, Faults
 from openqwen2vl.packing.hashes import hash_shards
 from openqwen2vl.packing.holdings import Holdings, read_holdings
+from openqwen2vl.packing.multisets import lookup, surplus
 from openqwen2vl.packing.plan import SPLITS, Selection
 from openqwen2vl.packing.reader import VALIDATION
+from openqwen2vl.packing.texts import check_tokenizer, compare_texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +37,15 @@ class VerifyRequest:
         packs: its folders of packs: one, or one for each part.
         image_root: folder of the images of a listing.
         deep: whether every byte of every image is compared, and every packed shard hashed.
+        tokenizer: the one that the packs were made with, to lay out and encode every document
+            again; None leaves texts alone.
     """
 
     input: Path
     packs: tuple[Path, ...]
     image_root: Path | None = None
     deep: bool = False
+    tokenizer: PreTrainedTokenizerFast | None = None
 
 
 @dataclass
@@ -54,6 +60,7 @@ class Verification:
         packs: packs read.
         images: images in them.
         bytes: bytes of image that were compared; 0 unless ``deep``.
+        texts: packed documents whose ids and targets were compared; None without a tokenizer.
         faults: everything that is not as it should be.
     """
 
@@ -64,6 +71,7 @@ class Verification:
     packs: int = 0
     images: int = 0
     bytes: int = 0
+    texts: int | None = None
     faults: Faults = field(default_factory=Faults)
 
 
@@ -104,25 +112,29 @@ def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
 
     Documents are told apart by a hash of shard, key and uid; a document's number of turns and the
     sizes of its images must agree too, and with ``deep`` the images' bytes. What is recorded as
-    shortened must be the beginning of the corpus' document.
+    shortened must be the beginning of the corpus' document. With a tokenizer the ids and targets
+    of each, and the reasons of rejects, must be what packing the corpus gives.
 
     Args:
         request: what to prove.
         mapper: runs a function over shards, here or in other processes, results in order.
 
     Raises:
-        UserError: a corpus or a folder that cannot be read at all.
+        UserError: a corpus or a folder that cannot be read at all, or another tokenizer.
     """
     if not request.packs:
         raise PackError("packs names no folder; give the packs' folder, or [DIR,DIR] of its parts")
     manifests = [Manifest.load(path) for path in request.packs]
+    texts = request.tokenizer is not None
+    if request.tokenizer is not None:
+        check_tokenizer(request.packs, manifests, request.tokenizer)
     corpus = _read_corpus(request, manifests, mapper)
     found = Verification(documents=len(corpus.census))
     folders: list[list[Holdings]] = []
     for number, (path, manifest) in enumerate(zip(request.packs, manifests, strict=True)):
-        held = [read_holdings(path, "train", mapper)]
+        held = [read_holdings(path, "train", mapper, texts=texts)]
         if manifest.validation:
-            held.append(read_holdings(path / VALIDATION, "validation", mapper))
+            held.append(read_holdings(path / VALIDATION, "validation", mapper, texts=texts))
         folders.append(held)
         _check_folder(corpus, number, held, found)
     for one, other in combinations(folders, 2):
@@ -136,6 +148,12 @@ def verify(request: VerifyRequest, mapper: Mapper = map_inline) -> Verification:
         for holdings in every:
             found.faults.merge(hash_shards(holdings, mapper))
         faults, found.bytes = compare_images(shards, rules, corpus.census, starts, every, mapper)
+        found.faults.merge(faults)
+    if request.tokenizer is not None:
+        names = corpus.census.identities
+        faults, found.texts = compare_texts(
+            shards, rules, names, starts, folders, request.tokenizer, mapper
+        )
         found.faults.merge(faults)
     return found
 
@@ -155,19 +173,10 @@ def _shortened(corpus: _Corpus, every: Sequence[Holdings]) -> Packed:
     parts = []
     for holdings in every:
         audit = holdings.audit
-        at = _lookup(corpus.census.identities, audit.identities)
+        at = lookup(corpus.census.identities, audit.identities)
         mine = np.isin(audit.identities, holdings.shortened.identities) & (at >= 0)
         parts.append((at[mine], audit.turns[mine], audit.num_images[mine], audit.sizes[mine]))
     return Packed(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def _lookup(many: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Give where each of the wanted is among many; -1 where it is not."""
-    if not len(many):
-        return np.full(len(wanted), -1)
-    order = np.argsort(many, kind="stable")
-    place = order[np.minimum(np.searchsorted(many[order], wanted), len(many) - 1)]
-    return np.where(many[place] == wanted, place, -1)
 
 
 def _check_folder(
@@ -200,12 +209,12 @@ def _check_split(
     expected = corpus.census.identities[places]
     held = np.concatenate([holdings.audit.identities, holdings.ledger.identities])
     if not np.array_equal(np.sort(expected), np.sort(held)):
-        missing = _surplus(expected, held)
+        missing = surplus(expected, held)
         for name in corpus.names(places[missing[:LISTED]]):
             faults.add("missing", f"{name} is in no pack of {holdings.path} and not in its ledger")
         if len(missing) > LISTED:
             faults.counts["missing"] += len(missing) - LISTED
-        _tell_surplus(corpus, expected, holdings, _surplus(held, expected), faults)
+        _tell_surplus(corpus, expected, holdings, surplus(held, expected), faults)
     _check_content(corpus.census, places, holdings, faults)
 
 
@@ -214,7 +223,7 @@ def _check_content(
 ) -> None:
     """Compare images and turns of the documents that are in both, but for what was shortened."""
     audit = holdings.audit
-    at = _lookup(census.identities[places], audit.identities)
+    at = lookup(census.identities[places], audit.identities)
     mine = np.flatnonzero((at >= 0) & ~np.isin(audit.identities, holdings.shortened.identities))
     there = places[at[mine]]
     for place in mine[audit.sizes[mine] != census.sizes[there]].tolist():
@@ -226,16 +235,6 @@ def _check_content(
             f"{holdings.name(int(mine[place]))} has {found[place]} turns, the corpus "
             f"{whole[place]}, and it is not recorded as shortened",
         )
-
-
-def _surplus(many: NDArray[np.uint64], few: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Give the places of ``many``'s elements that ``few`` does not have as often; the later ones."""
-    order = np.argsort(many, kind="stable")
-    ordered, others = many[order], np.sort(few)
-    rank = np.arange(len(many)) - np.searchsorted(ordered, ordered, side="left")
-    allowed = np.searchsorted(others, ordered, side="right") - np.searchsorted(others, ordered)
-    places: NDArray[np.int64] = np.sort(order[rank >= allowed])
-    return places
 
 
 def _tell_surplus(
