@@ -20,8 +20,8 @@ from PIL import Image
 from rows import Row
 
 from openqwen2vl.corpus.shards import Sample, write_raw_shard
-from openqwen2vl.curation.caption_rules import bad_pattern, normalized
 from openqwen2vl.curation.score import score_source
+from openqwen2vl.curation.scorers.caption_rules import bad_pattern, normalized
 from openqwen2vl.curation.scorers.image import ImageScorer, blank_share
 from openqwen2vl.curation.scorers.text import TextScorer, caption_hash
 

@@ -23,10 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.duplicates import DuplicateRules, deduplicate
-from openqwen2vl.curation.groups import equal_groups
-from openqwen2vl.curation.independent import Nearness, first_independent
-from openqwen2vl.curation.selected import Selected
+from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules, deduplicate
+from openqwen2vl.curation.duplicates.groups import equal_groups
+from openqwen2vl.curation.duplicates.independent import Nearness, first_independent
+from openqwen2vl.curation.duplicates.selected import Selected
 
 DISTANCE = 4
 SIZES = (1_000_000, 5_000_000)

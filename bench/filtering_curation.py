@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.corpus.noise import MISMATCHED
-from openqwen2vl.curation.locate import ScoreColumn
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.samples import Sample, read_samples
 from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorers.clip import ClipScorer
 from openqwen2vl.curation.scores import score_path
-from openqwen2vl.curation.select import Rule, Selection, select
-from openqwen2vl.curation.sources import open_source
-from openqwen2vl.curation.uids import write_uids
+from openqwen2vl.curation.selection.select import Rule, Selection, select
+from openqwen2vl.curation.selection.sources import open_source
+from openqwen2vl.curation.selection.uids import write_uids
 from openqwen2vl.formats.manifest import PackSpec
 from openqwen2vl.formats.raw import raw_shards
 from openqwen2vl.packing.request import PackRequest

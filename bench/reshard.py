@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import webdataset
 
 from openqwen2vl.corpus.shards import Sample, write_raw_shard
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 
 IMAGE_BYTES = 42 * 1024
 GOAL = 5_000  # samples/s

@@ -32,13 +32,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.expression import parse_expression
-from openqwen2vl.curation.predicate import compile_expression
-from openqwen2vl.curation.ranks import rank
-from openqwen2vl.curation.select import Rule, Selection, export_uids, select
-from openqwen2vl.curation.sources import open_source
-from openqwen2vl.curation.uids import PAIR, join_uids, read_uids, write_uids
-from openqwen2vl.curation.verdicts import Question, Verdicts
+from openqwen2vl.curation.selection.expression import parse_expression
+from openqwen2vl.curation.selection.predicate import compile_expression
+from openqwen2vl.curation.selection.ranks import rank
+from openqwen2vl.curation.selection.select import Rule, Selection, export_uids, select
+from openqwen2vl.curation.selection.sources import open_source
+from openqwen2vl.curation.selection.uids import PAIR, join_uids, read_uids, write_uids
+from openqwen2vl.curation.selection.verdicts import Question, Verdicts
 
 EXPRESSIONS = {
     "paper": "uids('dfn') or semantic_understanding >= 85",

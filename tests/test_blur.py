@@ -12,8 +12,8 @@ from support.kept import contents, fields, samples, write_kept
 from support.samples import encoded, photo
 from support.shards import picture, write_tar
 
-from openqwen2vl.curation.blur import blur_faces
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.blur import blur_faces
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 
 IFD1 = ExifTags.IFD.IFD1  # what an EXIF tells of its thumbnail
 WHOLE = photo(0, (160, 120), cells=40)

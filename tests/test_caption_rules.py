@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openqwen2vl.curation.caption_rules import RULES, bad_pattern, normalized, rules_hash
+from openqwen2vl.curation.scorers.caption_rules import RULES, bad_pattern, normalized, rules_hash
 
 HITS = {
     "no_letters": [

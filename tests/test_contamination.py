@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from support.selections import add_scores, opened
 
-from openqwen2vl.curation import contamination
-from openqwen2vl.curation.benchmark_pictures import BenchmarkPicture, benchmark_pictures
-from openqwen2vl.curation.contamination import EvaluationIndex, find_hits
-from openqwen2vl.curation.duplicates import DuplicateRules, deduplicate
-from openqwen2vl.curation.frames import TableError
+from openqwen2vl.curation.duplicates import contamination
+from openqwen2vl.curation.duplicates.benchmark_pictures import BenchmarkPicture, benchmark_pictures
+from openqwen2vl.curation.duplicates.contamination import EvaluationIndex, find_hits
+from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules, deduplicate
+from openqwen2vl.curation.duplicates.selected import Selected
 from openqwen2vl.curation.scorer import identity
 from openqwen2vl.curation.scorers.image import ImageScorer
-from openqwen2vl.curation.select import Selection, select
-from openqwen2vl.curation.selected import Selected
+from openqwen2vl.curation.selection.frames import TableError
+from openqwen2vl.curation.selection.select import Selection, select
 from openqwen2vl.formats.errors import ShardError
 
 RULES = DuplicateRules(by=("uid",))

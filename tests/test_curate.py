@@ -10,7 +10,7 @@ import pytest
 from support.curated import STEPS, contents, curated, tree, words, write_sources
 from support.runs import Run, assert_one_message
 
-from openqwen2vl.curation.uids import read_uids
+from openqwen2vl.curation.selection.uids import read_uids
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openqwen2vl.curation.deal import deal
+from openqwen2vl.curation.resharding.deal import deal
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=25).filter(sum)
 SETTINGS = st.tuples(st.integers(0, 2**70), st.integers(1, 8), st.integers(1, 40))

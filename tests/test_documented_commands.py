@@ -9,7 +9,7 @@ import pytest
 from support.compose import composed
 
 from openqwen2vl.config import check
-from openqwen2vl.curation.expression import parse_expression
+from openqwen2vl.curation.selection.expression import parse_expression
 
 ROOT = Path(__file__).parents[1]
 _COMMAND = re.compile(r"^ *openqwen2vl (curate|pack|verify|inspect|train) (.*)$", re.MULTILINE)

@@ -3,9 +3,9 @@ import pyarrow.parquet as pq
 import pytest
 from support.duplicates import run, simple, write
 
-from openqwen2vl.curation import outcome
-from openqwen2vl.curation.duplicates import DuplicateRules
-from openqwen2vl.curation.selected import Selected
+from openqwen2vl.curation.duplicates import outcome
+from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules
+from openqwen2vl.curation.duplicates.selected import Selected
 from openqwen2vl.formats.errors import ConfigError, ShardError
 
 

@@ -9,13 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.duplicates import read, rows_of, run, simple, write
 
-from openqwen2vl.curation import independent, outcome, selected
-from openqwen2vl.curation.duplicates import (
+from openqwen2vl.curation.duplicates import independent, outcome, selected
+from openqwen2vl.curation.duplicates.deduplicate import (
     CRITERIA,
     DuplicateRules,
     Removed,
 )
-from openqwen2vl.curation.selected import Selected
+from openqwen2vl.curation.duplicates.selected import Selected
 
 SEEN = (0, 1, 3, 7, 0xFF, 2**63, 2**63 + 1)
 

@@ -6,7 +6,7 @@ import time
 import pytest
 from support.kept import files, samples, write_kept, write_raw
 
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.engine.chosen import open_engine
 from openqwen2vl.engine.local import map_shards
 from openqwen2vl.engine.ray import ADDRESS, map_shards_ray, ray_session

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openqwen2vl.curation.expression import ExpressionError, parse_expression
-from openqwen2vl.curation.predicate import compile_expression
+from openqwen2vl.curation.selection.expression import ExpressionError, parse_expression
+from openqwen2vl.curation.selection.predicate import compile_expression
 
 NUMBERS, STRINGS, TRUTHS = ("a", "b", "t.c"), ("s", "p q"), ("flag",)
 SCHEMA = {

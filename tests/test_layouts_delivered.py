@@ -15,9 +15,9 @@ from support.selections import uid, write_table
 from support.shards import picture, write_tar
 
 from openqwen2vl.curation.samples import Sample, read_samples
-from openqwen2vl.curation.select import Rule, Selection, select
-from openqwen2vl.curation.sources import open_source
-from openqwen2vl.curation.uids import read_uids
+from openqwen2vl.curation.selection.select import Rule, Selection, select
+from openqwen2vl.curation.selection.sources import open_source
+from openqwen2vl.curation.selection.uids import read_uids
 from openqwen2vl.formats.cells import CellReader
 from openqwen2vl.formats.corpora import open_corpus, read_shard, shard_path
 from openqwen2vl.formats.documents import IMAGE, Document

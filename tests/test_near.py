@@ -3,10 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openqwen2vl.curation import near
-from openqwen2vl.curation.groups import equal_groups
-from openqwen2vl.curation.independent import Nearness, first_independent
-from openqwen2vl.curation.near import first_within, has_earlier
+from openqwen2vl.curation.duplicates import near
+from openqwen2vl.curation.duplicates.groups import equal_groups
+from openqwen2vl.curation.duplicates.independent import Nearness, first_independent
+from openqwen2vl.curation.duplicates.near import first_within, has_earlier
 from openqwen2vl.formats.errors import ConfigError
 
 distances = st.sampled_from([0, 1, 2, 3, 4, 7, 16])

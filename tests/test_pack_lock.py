@@ -34,7 +34,7 @@ def test_a_folder_that_another_process_fills_is_refused_until_that_one_dies(
         assert other.stdout.readline() == "locked\n"
         settings = (f"input={raw}", f"out={out}", f"tokenizer={tmp_path / 'tokenizer'}")
         told = call("pack", *settings, "workers=1")
-        assert_one_message(told, f"another process is packing into {out}", "wait for it")
+        assert_one_message(told, f"another process is writing into {out}", "wait for it")
         assert [path.name for path in out.iterdir()] == [".lock"]
         other.kill()
     pack(raw, out, tokenizer)
@@ -60,7 +60,7 @@ def test_one_process_does_not_get_it_twice_either(tmp_path: Path) -> None:
 def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(UserError, match=r"nothing can be packed into .*; give another out"),
+        pytest.raises(UserError, match=r"nothing can be written into .*; give another out"),
         only_writer(tmp_path / "file" / "out"),
     ):
         pass

@@ -11,10 +11,10 @@ import webdataset
 from support.kept import contents, contents_of, fields, files, samples, told, write_kept, write_raw
 from support.shards import write_tar
 
-from openqwen2vl.curation.locate import ScoreColumn
-from openqwen2vl.curation.renew import new_key
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
-from openqwen2vl.curation.rewrite import write_shard
+from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.renew import new_key
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.rewrite import write_shard
 from openqwen2vl.engine.local import map_inline, map_shards
 from openqwen2vl.formats.errors import ShardError, UserError
 
@@ -226,7 +226,7 @@ def test_tars_of_others_are_never_removed(request_, tmp_path):
 def test_killed_at_random_moments_the_end_is_that_of_an_unbroken_run(request_, tmp_path, workers):
     reshard(request_("unbroken"))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["openqwen2vl.curation.reshard"])
+    context.set_forkserver_preload(["openqwen2vl.curation.resharding.reshard"])
     rng, out, codes, most = random.Random(workers), tmp_path / "out", [], 8
     while not (out / "manifest.json").exists():
         mapper = partial(map_shards, workers=workers)

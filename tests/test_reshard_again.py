@@ -3,9 +3,9 @@
 import pytest
 from support.kept import contents, files, samples, write_kept, write_raw
 
-from openqwen2vl.curation.locate import locate_shard
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
-from openqwen2vl.curation.rewrite import write_shard
+from openqwen2vl.curation.resharding.locate import locate_shard
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.rewrite import write_shard
 from openqwen2vl.engine.local import map_inline
 
 

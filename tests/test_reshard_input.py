@@ -8,9 +8,9 @@ import pytest
 from support.kept import samples, write_kept, write_raw
 from support.shards import write_tar
 
-from openqwen2vl.curation.locate import ScoreColumn
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
-from openqwen2vl.curation.resharded import ReshardManifest
+from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.resharded import ReshardManifest
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.packing import space
 
@@ -130,7 +130,8 @@ def test_a_disk_too_small_is_told_before_the_first_shard(raw, tmp_path, monkeypa
 def test_the_estimate_of_space_is_close_and_not_too_small(raw, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(
-        "openqwen2vl.curation.reshard.check_space", lambda folder, size, what: said.append(size)
+        "openqwen2vl.curation.resharding.reshard.check_space",
+        lambda folder, size, what: said.append(size),
     )
     manifest = run(tmp_path)
     assert manifest.bytes <= said[0] + 4096

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from support.selections import add_scores, opened, uid, write_table
 from support.shards import write_tar
 
-from openqwen2vl.curation.brought import read_scores
-from openqwen2vl.curation.frames import TableError
-from openqwen2vl.curation.sources import open_source
-from openqwen2vl.curation.spines import row_keys
+from openqwen2vl.curation.selection.brought import read_scores
+from openqwen2vl.curation.selection.frames import TableError
+from openqwen2vl.curation.selection.sources import open_source
+from openqwen2vl.curation.selection.spines import row_keys
 
 
 def read(source, *names):
@@ -37,7 +37,7 @@ def two_shards(tmp_path):
 
 
 def test_the_scores_of_several_scorers_stand_beside_each_other(two_shards, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.spines.SHARDS", 1)
+    monkeypatch.setattr("openqwen2vl.curation.selection.spines.SHARDS", 1)
     found = read(opened(two_shards), "width", "clip_similarity", "image.height")
     assert found.columns == ["shard", "key", "uid", "width", "image.height", "clip_similarity"]
     assert found["shard"].to_list() == ["00000"] * 3 + ["00001"] * 3
@@ -59,7 +59,7 @@ def test_only_the_columns_asked_for_are_read(two_shards):
 
 
 def test_pieces_may_be_asked_for_by_number(two_shards, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.spines.SHARDS", 1)
+    monkeypatch.setattr("openqwen2vl.curation.selection.spines.SHARDS", 1)
     (piece,) = opened(two_shards).pieces({}, {1})
     assert piece["shard"].to_list() == ["00001"] * 3
 
@@ -177,7 +177,7 @@ def test_scores_at_the_edge(text, score):
 
 
 def test_metadata_is_joined_by_uid_wherever_it_stands(two_shards, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.frames.ROWS", 2)
+    monkeypatch.setattr("openqwen2vl.curation.selection.frames.ROWS", 2)
     rows = [1002, 7, 0, 0, 2]
     table = {"uid": [uid(n) for n in rows], "score": [5.0, 6.0, 7.0, 8.0, None]}
     folder = two_shards / "dc-meta"
@@ -214,7 +214,7 @@ def test_uids_that_are_not_hex_are_joined_too(tmp_path):
 
 
 def test_how_often_a_caption_occurs_is_counted_over_the_whole_source(tmp_path, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.spines.SHARDS", 1)
+    monkeypatch.setattr("openqwen2vl.curation.selection.spines.SHARDS", 1)
     rng = np.random.default_rng(0)
     hashes = [[int(h) for h in rng.integers(0, 6, 9)] + [2**64 - 1 - n, None] for n in range(3)]
     for number, own in enumerate(hashes):
@@ -246,7 +246,7 @@ def test_shards_that_no_scorer_saw_are_walked(tmp_path):
 
 
 def test_a_source_may_be_tables_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.frames.ROWS", 3)
+    monkeypatch.setattr("openqwen2vl.curation.selection.frames.ROWS", 3)
     uids = [uid(0), None, uid(2), uid(3)]
     for name in ("aa", "bb"):
         columns = {"uid": uids, "score": [1, 2, 3, 4], "key": ["own"] * 4, "row": [0] * 4}

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.samples import samples_of
 
-from openqwen2vl.curation.caption_rules import normalized
 from openqwen2vl.curation.scorers import language, text
+from openqwen2vl.curation.scorers.caption_rules import normalized
 from openqwen2vl.curation.scorers.text import TextScorer
 
 SENTENCES = {

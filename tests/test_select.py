@@ -13,11 +13,17 @@ from support.selections import add_scores, opened, uid, write_table
 
 from openqwen2vl.commands._curate_config import SCHEMA, read_request
 from openqwen2vl.config import check
-from openqwen2vl.curation.expression import ExpressionError, parse_expression
-from openqwen2vl.curation.frames import TableError
-from openqwen2vl.curation.ranks import tie_hash
-from openqwen2vl.curation.select import Rule, Selection, SelectionError, export_uids, select
-from openqwen2vl.curation.uids import UidError, read_uids, write_uids
+from openqwen2vl.curation.selection.expression import ExpressionError, parse_expression
+from openqwen2vl.curation.selection.frames import TableError
+from openqwen2vl.curation.selection.ranks import tie_hash
+from openqwen2vl.curation.selection.select import (
+    Rule,
+    Selection,
+    SelectionError,
+    export_uids,
+    select,
+)
+from openqwen2vl.curation.selection.uids import UidError, read_uids, write_uids
 from openqwen2vl.formats.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -81,7 +87,7 @@ def test_what_is_written_is_plain_and_the_same_every_time(scored, monkeypatch):
     selected(scored, BOTH)
     selected(scored, BOTH, out="again")
     assert files(scored / "out") == files(scored / "again")
-    monkeypatch.setattr("openqwen2vl.curation.spines.SHARDS", 1)
+    monkeypatch.setattr("openqwen2vl.curation.selection.spines.SHARDS", 1)
     whole, pieces = (selected(scored, BOTH, out=out) for out in ("out", "pieces"))
     assert pieces[0] == whole[0]
     assert all(part.equals(other) for part, other in zip(pieces[1:], whole[1:], strict=True))
@@ -145,7 +151,7 @@ def write_ranked(root, rows, sizes):
 
 @pytest.mark.parametrize("fraction", ["0.1", "0.29", "0.5", "1"])
 def test_the_top_is_exact_and_knows_no_order_of_shards(tmp_path, fraction, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.spines.SHARDS", 2)
+    monkeypatch.setattr("openqwen2vl.curation.selection.spines.SHARDS", 2)
     rng = random.Random(int(float(fraction) * 100))
     rows = [(uid(n), rng.choice([None, float("nan"), 1.0, 2.0, 2.0, 3.0])) for n in range(101)]
     known = [(u, v) for u, v in rows if v is not None and v == v]
@@ -175,7 +181,7 @@ def test_ties_are_cut_at_random(tmp_path):
 
 
 def test_a_source_of_tables_gives_a_list_of_uids(tmp_path, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.frames.ROWS", 4)
+    monkeypatch.setattr("openqwen2vl.curation.selection.frames.ROWS", 4)
     numbers = list(range(20))
     random.Random(0).shuffle(numbers)
     columns = {"uid": [uid(n) for n in numbers], "score": [n / 20 for n in numbers]}

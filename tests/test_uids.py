@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from openqwen2vl.curation.halves import read_halves
-from openqwen2vl.curation.uid_index import UidIndex, rising_order
-from openqwen2vl.curation.uids import (
+from openqwen2vl.curation.selection.halves import read_halves
+from openqwen2vl.curation.selection.uid_index import UidIndex, rising_order
+from openqwen2vl.curation.selection.uids import (
     PAIR,
     UidError,
     UidList,
@@ -84,7 +84,7 @@ def test_halves_of_odd_uids_are_those_of_the_slow_way(uids, cut, block):
     # In two chunks and from the middle on, as frames of several files hand them over.
     series = pl.concat([pl.Series(uids[:cut], dtype=pl.String), pl.Series(uids, dtype=pl.String)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openqwen2vl.curation.halves._BLOCK", block)
+        patch.setattr("openqwen2vl.curation.selection.halves._BLOCK", block)
         for part, given_ in ((series, uids[:cut] + uids), (series[1:], (uids[:cut] + uids)[1:])):
             found = [half.tolist() for half in read_halves(part)]
             assert found == [list(half) for half in slow_halves(given_)]
@@ -144,7 +144,7 @@ def test_an_unsorted_list_is_told_once(tmp_path, caplog):
 
 
 def test_order_is_seen_across_the_parts_that_are_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr("openqwen2vl.curation.uids._CHUNK", 2)
+    monkeypatch.setattr("openqwen2vl.curation.selection.uids._CHUNK", 2)
     for numbers, rises, twice in (([1, 2, 2, 3], True, 1), ([1, 3, 2, 4], False, 0)):
         np.save(tmp_path / "a.npy", reference(numbers))
         found = read_uids(tmp_path / "a.npy")
@@ -234,7 +234,7 @@ def test_numbers_are_found_where_the_first_equal_one_stands(many):
 def test_marks_pass_every_number_that_is_there(numbers, chunk):
     high = np.array(sorted(numbers), np.uint64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("openqwen2vl.curation.uid_index._CHUNK", chunk)
+        patch.setattr("openqwen2vl.curation.selection.uid_index._CHUNK", chunk)
         assert UidIndex(high, high).may_have(high).all()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.uids import PAIR
+from openqwen2vl.curation.selection.uids import PAIR
 from support.shards import picture, write_tar
 
 CAPTIONS = ("a red circle", "two cats, asleep", "Ein grüner Kreis")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.duplicates import deduplicate
-from openqwen2vl.curation.selected import Selected
+from openqwen2vl.curation.duplicates.deduplicate import deduplicate
+from openqwen2vl.curation.duplicates.selected import Selected
 
 KINDS = {
     "shard": pa.string(),

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openqwen2vl.curation.scores import ScoreFacts, score_path, write_scores
-from openqwen2vl.curation.sources import open_source
-from openqwen2vl.curation.tables import SourceTables
+from openqwen2vl.curation.selection.sources import open_source
+from openqwen2vl.curation.selection.tables import SourceTables
 
 
 def uid(number: int) -> str:

@@ -8,9 +8,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from openqwen2vl.config import Schema
-from openqwen2vl.curation.duplicates import DuplicateRules
+from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules
 from openqwen2vl.curation.request import Curation, Evaluations
-from openqwen2vl.curation.select import Rule, Selection
+from openqwen2vl.curation.selection.select import Rule, Selection
 from openqwen2vl.curation.steps import STEPS
 from openqwen2vl.engine.chosen import ENGINES
 from openqwen2vl.formats.errors import ConfigError

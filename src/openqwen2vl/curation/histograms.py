@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from openqwen2vl.curation.expression import Expression, column_name, parse_expression
-from openqwen2vl.curation.select import Rule
-from openqwen2vl.curation.tables import Column, SourceTables
+from openqwen2vl.curation.selection.expression import Expression, column_name, parse_expression
+from openqwen2vl.curation.selection.select import Rule
+from openqwen2vl.curation.selection.tables import Column, SourceTables
 
 BINS = 40
 PIECES = 4

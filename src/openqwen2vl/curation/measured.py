@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.selected import Selected
+from openqwen2vl.curation.duplicates.selected import Selected
 from openqwen2vl.formats.errors import ShardError
 
 Measured = Mapping[str, Mapping[str, Any]]

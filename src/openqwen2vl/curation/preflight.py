@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from openqwen2vl.curation.expression import Expression, parse_expression, suggest
 from openqwen2vl.curation.request import Curation
-from openqwen2vl.curation.select import Rule
-from openqwen2vl.curation.sources import open_source
-from openqwen2vl.curation.tables import FREQUENCY, IDENTITY
+from openqwen2vl.curation.selection.expression import Expression, parse_expression, suggest
+from openqwen2vl.curation.selection.select import Rule
+from openqwen2vl.curation.selection.sources import open_source
+from openqwen2vl.curation.selection.tables import FREQUENCY, IDENTITY
 from openqwen2vl.formats.errors import ConfigError
 
 _NEEDS = {

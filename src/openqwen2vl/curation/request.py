@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from openqwen2vl.curation.duplicates import DuplicateRules
+from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules
 from openqwen2vl.curation.scorer import Scorer
-from openqwen2vl.curation.select import Rule, Selection
-from openqwen2vl.curation.sources import open_source
-from openqwen2vl.curation.tables import SourceTables
+from openqwen2vl.curation.selection.select import Rule, Selection
+from openqwen2vl.curation.selection.sources import open_source
+from openqwen2vl.curation.selection.tables import SourceTables
 from openqwen2vl.formats.errors import ConfigError
 
 _NAME = re.compile(r"[\w-][\w.-]*")

@@ -14,18 +14,18 @@ from openqwen2vl.curation.chain import (
     kept_is_made_of,
     selection_is_made_of,
 )
-from openqwen2vl.curation.contamination import EvaluationIndex, find_hits
-from openqwen2vl.curation.duplicates import DuplicateRules, Removed, deduplicate
-from openqwen2vl.curation.expression import parse_expression
-from openqwen2vl.curation.locate import ScoreColumn
+from openqwen2vl.curation.duplicates.contamination import EvaluationIndex, find_hits
+from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules, Removed, deduplicate
+from openqwen2vl.curation.duplicates.selected import Selected
 from openqwen2vl.curation.preflight import check_request
 from openqwen2vl.curation.request import Curation
-from openqwen2vl.curation.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorers.image import ImageScorer
-from openqwen2vl.curation.select import Rule, export_uids, select
-from openqwen2vl.curation.selected import Selected
-from openqwen2vl.curation.tables import SourceTables
+from openqwen2vl.curation.selection.expression import parse_expression
+from openqwen2vl.curation.selection.select import Rule, export_uids, select
+from openqwen2vl.curation.selection.tables import SourceTables
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.formats.files import atomic_file, publish

@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from openqwen2vl.curation.caption_rules import bad_pattern, normalized, rules_hash
 from openqwen2vl.curation.samples import Sample
+from openqwen2vl.curation.scorers.caption_rules import bad_pattern, normalized, rules_hash
 from openqwen2vl.curation.scorers.language import language_of, language_version
 
 METHOD = 1

@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.halves import read_halves
-from openqwen2vl.curation.uid_index import UidIndex, rising_order
+from openqwen2vl.curation.selection.halves import read_halves
+from openqwen2vl.curation.selection.uid_index import UidIndex, rising_order
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.files import atomic_file
 

@@ -11,15 +11,15 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.expression import EVERYTHING, parse_expression, suggest
-from openqwen2vl.curation.frames import TableError
 from openqwen2vl.curation.measured import Measured, measured_facts
-from openqwen2vl.curation.predicate import compile_expression
-from openqwen2vl.curation.ranks import rank
-from openqwen2vl.curation.spines import RawShards
-from openqwen2vl.curation.tables import IDENTITY, Column, SourceTables
-from openqwen2vl.curation.uids import UidList, read_uids, write_uids
-from openqwen2vl.curation.verdicts import Question, Verdicts
+from openqwen2vl.curation.selection.expression import EVERYTHING, parse_expression, suggest
+from openqwen2vl.curation.selection.frames import TableError
+from openqwen2vl.curation.selection.predicate import compile_expression
+from openqwen2vl.curation.selection.ranks import rank
+from openqwen2vl.curation.selection.spines import RawShards
+from openqwen2vl.curation.selection.tables import IDENTITY, Column, SourceTables
+from openqwen2vl.curation.selection.uids import UidList, read_uids, write_uids
+from openqwen2vl.curation.selection.verdicts import Question, Verdicts
 from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.formats.files import atomic_file
 

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.benchmark_pictures import BenchmarkPicture, benchmark_pictures
-from openqwen2vl.curation.duplicates import DuplicateRules, Removed
+from openqwen2vl.curation.duplicates.benchmark_pictures import BenchmarkPicture, benchmark_pictures
+from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules, Removed
+from openqwen2vl.curation.duplicates.near import first_within
+from openqwen2vl.curation.duplicates.selected import Selected, Tables
 from openqwen2vl.curation.measured import demand_alike
-from openqwen2vl.curation.near import first_within
 from openqwen2vl.curation.samples import Sample
 from openqwen2vl.curation.scorers.image import ImageScorer
-from openqwen2vl.curation.selected import Selected, Tables
 from openqwen2vl.formats.documents import ImageRef
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openqwen2vl.curation.blur import FIELD, Blurred, blur_faces
-from openqwen2vl.curation.locate import SCORE
+from openqwen2vl.curation.resharding.blur import FIELD, Blurred, blur_faces
+from openqwen2vl.curation.resharding.locate import SCORE
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.rejects import Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid

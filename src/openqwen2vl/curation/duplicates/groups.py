@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.uids import number_uids
+from openqwen2vl.curation.selection.uids import number_uids
 
 Words = NDArray[np.uint64]
 Ids = NDArray[np.int32]

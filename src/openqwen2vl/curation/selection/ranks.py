@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.expression import Expression, Top
-from openqwen2vl.curation.predicate import Predicate
-from openqwen2vl.curation.tables import Column, SourceTables
-from openqwen2vl.curation.uids import number_uids
+from openqwen2vl.curation.selection.expression import Expression, Top
+from openqwen2vl.curation.selection.predicate import Predicate
+from openqwen2vl.curation.selection.tables import Column, SourceTables
+from openqwen2vl.curation.selection.uids import number_uids
 
 Ranks = Mapping[str, NDArray[np.int8]]
 """By the text of the call: 1 for what stays, 0 for the others, -1 where the number is null."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 import polars as pl
 
-from openqwen2vl.curation.expression import (
+from openqwen2vl.curation.selection.expression import (
     EVERYTHING,
     Expression,
     Top,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from openqwen2vl.curation.rewrite import NewShard
+from openqwen2vl.curation.resharding.rewrite import NewShard
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.manifest import MANIFEST_NAME

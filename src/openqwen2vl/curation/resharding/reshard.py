@@ -10,12 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from openqwen2vl.curation.blur import METHOD
-from openqwen2vl.curation.deal import Hand, deal
-from openqwen2vl.curation.kept import KeptTable
-from openqwen2vl.curation.locate import LocateJob, ScoreColumn, labelled, locate_shard, made_of
-from openqwen2vl.curation.resharded import FORMAT_VERSION, ReshardManifest
-from openqwen2vl.curation.rewrite import NewShard, WriteJob, write_shard
+from openqwen2vl.curation.resharding.blur import METHOD
+from openqwen2vl.curation.resharding.deal import Hand, deal
+from openqwen2vl.curation.resharding.kept import KeptTable
+from openqwen2vl.curation.resharding.locate import (
+    LocateJob,
+    ScoreColumn,
+    labelled,
+    locate_shard,
+    made_of,
+)
+from openqwen2vl.curation.resharding.resharded import FORMAT_VERSION, ReshardManifest
+from openqwen2vl.curation.resharding.rewrite import NewShard, WriteJob, write_shard
 from openqwen2vl.curation.scores import stamp
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ShardError, UserError

@@ -8,10 +8,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.brought import ShardTables, UidTables, metric_of, read_scores
-from openqwen2vl.curation.frames import TableError
-from openqwen2vl.curation.spines import RawShards, Spine
-from openqwen2vl.curation.uid_index import UidIndex
+from openqwen2vl.curation.selection.brought import ShardTables, UidTables, metric_of, read_scores
+from openqwen2vl.curation.selection.frames import TableError
+from openqwen2vl.curation.selection.spines import RawShards, Spine
+from openqwen2vl.curation.selection.uid_index import UidIndex
 
 FREQUENCY = "caption_frequency"
 IDENTITY = ("shard", "key", "uid")

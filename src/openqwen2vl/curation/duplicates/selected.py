@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.groups import Words, uid_words
+from openqwen2vl.curation.duplicates.groups import Words, uid_words
 from openqwen2vl.formats.errors import ShardError
 
 ROWS = 1 << 17

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from openqwen2vl.curation.frames import Part, TableError, cut_files, read_parts, schema_of
 from openqwen2vl.curation.scorers.prompts import METRICS
-from openqwen2vl.curation.spines import Names
-from openqwen2vl.curation.uid_index import UidIndex, rising_order
-from openqwen2vl.curation.uids import number_uids
+from openqwen2vl.curation.selection.frames import Part, TableError, cut_files, read_parts, schema_of
+from openqwen2vl.curation.selection.spines import Names
+from openqwen2vl.curation.selection.uid_index import UidIndex, rising_order
+from openqwen2vl.curation.selection.uids import number_uids
 
 # The first line, and in it nothing but digits; commas are what the official reader forgives too.
 _SCORE = r"^[ \t\r,;]*([0-9]{1,3})[ \t\r,;]*(?:\n|$)"

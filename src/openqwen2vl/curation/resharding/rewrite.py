@@ -13,10 +13,10 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from openqwen2vl.curation.blur import METHOD
-from openqwen2vl.curation.deal import Hand
-from openqwen2vl.curation.locate import NOWHERE, Located
-from openqwen2vl.curation.renew import Old, renewed
+from openqwen2vl.curation.resharding.blur import METHOD
+from openqwen2vl.curation.resharding.deal import Hand
+from openqwen2vl.curation.resharding.locate import NOWHERE, Located
+from openqwen2vl.curation.resharding.renew import Old, renewed
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.tar import END

@@ -7,11 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from openqwen2vl.curation.expression import Expression
-from openqwen2vl.curation.predicate import Predicate
-from openqwen2vl.curation.ranks import Ranks
-from openqwen2vl.curation.tables import Column, SourceTables
-from openqwen2vl.curation.uids import UidList
+from openqwen2vl.curation.selection.expression import Expression
+from openqwen2vl.curation.selection.predicate import Predicate
+from openqwen2vl.curation.selection.ranks import Ranks
+from openqwen2vl.curation.selection.tables import Column, SourceTables
+from openqwen2vl.curation.selection.uids import UidList
 
 REASONS = ("selection", "unscored", "unreadable")
 """Why a sample goes: a condition is false; none is false but one is unknown, as a score is null;

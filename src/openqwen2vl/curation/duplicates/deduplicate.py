@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from openqwen2vl.curation.groups import Ids, equal_groups
-from openqwen2vl.curation.independent import Nearness, Verdict, first_independent
-from openqwen2vl.curation.near import check_distance
-from openqwen2vl.curation.outcome import Marks, write_outcome
-from openqwen2vl.curation.selected import Column, Selected, Tables
+from openqwen2vl.curation.duplicates.groups import Ids, equal_groups
+from openqwen2vl.curation.duplicates.independent import Nearness, Verdict, first_independent
+from openqwen2vl.curation.duplicates.near import check_distance
+from openqwen2vl.curation.duplicates.outcome import Marks, write_outcome
+from openqwen2vl.curation.duplicates.selected import Column, Selected, Tables
 from openqwen2vl.formats.errors import ConfigError
 
 CRITERIA = {

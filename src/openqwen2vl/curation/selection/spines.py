@@ -9,15 +9,15 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from openqwen2vl.curation.frames import (
+from openqwen2vl.curation.samples import Sample, read_samples
+from openqwen2vl.curation.scores import list_scores, read_facts, score_path
+from openqwen2vl.curation.selection.frames import (
     Part,
     TableError,
     cut_files,
     read_parts,
     schema_of,
 )
-from openqwen2vl.curation.samples import Sample, read_samples
-from openqwen2vl.curation.scores import list_scores, read_facts, score_path
 
 SHARDS = 64  # raw shards looked at together: about 640,000 samples, as img2dataset cuts them
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.kept import KeptShard, read_kept
+from openqwen2vl.curation.resharding.kept import KeptShard, read_kept
 from openqwen2vl.curation.scores import stamp
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.formats.files import atomic_file

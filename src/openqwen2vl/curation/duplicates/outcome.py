@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.selected import ROWS, Tables
+from openqwen2vl.curation.duplicates.selected import ROWS, Tables
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.formats.files import atomic_file
 

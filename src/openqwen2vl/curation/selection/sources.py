@@ -4,11 +4,11 @@ import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from openqwen2vl.curation.brought import ShardTables, UidTables, strip_metric
-from openqwen2vl.curation.frames import TableError, schema_of
 from openqwen2vl.curation.scorers.prompts import METRICS
-from openqwen2vl.curation.spines import RawShards, Spine, TableRows
-from openqwen2vl.curation.tables import SourceTables
+from openqwen2vl.curation.selection.brought import ShardTables, UidTables, strip_metric
+from openqwen2vl.curation.selection.frames import TableError, schema_of
+from openqwen2vl.curation.selection.spines import RawShards, Spine, TableRows
+from openqwen2vl.curation.selection.tables import SourceTables
 
 METADATA = "metadata"
 """What an expression calls tables whose own name is taken: DataComp delivers its shards and its

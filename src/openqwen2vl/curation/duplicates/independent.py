@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from openqwen2vl.curation.groups import Ids
-from openqwen2vl.curation.near import Hashes, first_within, has_earlier
+from openqwen2vl.curation.duplicates.groups import Ids
+from openqwen2vl.curation.duplicates.near import Hashes, first_within, has_earlier
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]

@@ -1,0 +1,1 @@
+"""De-duplication: of samples that are alike one stays, and none that an evaluation shows."""

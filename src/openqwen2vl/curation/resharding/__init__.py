@@ -1,0 +1,1 @@
+"""Resharding: kept samples written into balanced, shuffled shards with their original bytes."""

@@ -1,0 +1,1 @@
+"""Selection: which samples stay, by one expression a source over all that is known of them."""
