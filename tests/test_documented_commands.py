@@ -31,8 +31,9 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 def test_a_documented_command_is_sound(verb: str, words: tuple[str, ...]) -> None:
     if any("=" in word and "," in word.split("=")[1] and word[0] == "m" for word in words):
         return  # a sweep: what it is composed of is tested by tests/test_conf.py
-    config = composed(*words, name=verb)
-    check(config, import_module(f"openqwen2vl.commands.{verb}").SCHEMA)
+    command = import_module(f"openqwen2vl.commands.{verb}")
+    config = composed(*getattr(command, "reword", tuple)(words), name=verb)
+    check(config, command.SCHEMA)
     for rule in config.selection.sources.values() if verb == "curate" else ():
         parse_expression(rule.keep)
 

@@ -29,7 +29,8 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     """Run a verb.
 
     A command module has `SCHEMA`, what its config may hold, and `run(config)`, which prints its
-    table and returns its figures.
+    table and returns its figures. Where people's words mean something else to Hydra, it also has
+    `reword(words)`, which gives them as Hydra takes them.
 
     Args:
         verb: name of a module in `openqwen2vl.commands`.
@@ -42,6 +43,7 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     # from loader workers and from neighbours, and a step on a busy CPU becomes 100 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = import_module(f"openqwen2vl.commands.{verb}")
+    overrides = getattr(command, "reword", list)(overrides)
     # Hydra would print and exit 1; we want its exceptions, to tell mistakes from crashes.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["openqwen2vl", *_flags_first(overrides)]
