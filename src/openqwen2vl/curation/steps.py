@@ -68,14 +68,24 @@ def curate(
 def _run(curation: Curation, mapper: Mapper, steps: Sequence[str]) -> dict[str, Any]:
     found = read_figures(curation.out)
     work = {"score": _score, "select": _select, "deduplicate": _deduplicate, "reshard": _reshard}
-    for step in STEPS:
+    for number, step in enumerate(STEPS):
         if step in steps:
-            found[step] = work[step](curation, mapper, found)
-            # What follows was counted on something else.
-            found = {name: found[name] for name in STEPS[: STEPS.index(step) + 1] if name in found}
-            with atomic_file(curation.out / FIGURES) as file:
-                file.write((json.dumps(found, indent=2) + "\n").encode())
+            # Told before the step begins: it may be killed amid what it writes, and what follows
+            # was counted on something else.
+            before, found = found, {name: found[name] for name in STEPS[:number] if name in found}
+            _write_figures(curation.out, found)
+            try:
+                found[step] = work[step](curation, mapper, found)
+            except UserError:
+                _write_figures(curation.out, before)  # it refused, and left all as it was
+                raise
+            _write_figures(curation.out, found)
     return found
+
+
+def _write_figures(out: Path, found: Mapping[str, Any]) -> None:
+    with atomic_file(out / FIGURES) as file:
+        file.write((json.dumps(found, indent=2) + "\n").encode())
 
 
 def read_figures(out: Path) -> dict[str, Any]:
