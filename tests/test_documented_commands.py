@@ -12,7 +12,9 @@ from openqwen2vl.config import check
 from openqwen2vl.curation.selection.expression import parse_expression
 
 ROOT = Path(__file__).parents[1]
-_COMMAND = re.compile(r"^ *openqwen2vl (curate|pack|verify|inspect|train|evaluate|compare) (.*)$", re.MULTILINE)
+_COMMAND = re.compile(
+    r"^ *openqwen2vl (curate|pack|verify|inspect|train|evaluate|compare) (.*)$", re.MULTILINE
+)
 
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
