@@ -146,7 +146,7 @@ def test_without_ray_the_way_out_is_named(monkeypatch):
         list(map_shards_ray(square, range(2)))
 
 
-# From here on no test needs the session: it would only be in the way.
+# From here on no test needs the Ray that the tests above share: it would only be in the way.
 
 
 def test_a_ray_of_ones_own_is_started_and_ended(lonely):
