@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from openqwen2vl.evaluation.benchmarks.benchmark import Benchmark, Reading
+from openqwen2vl.evaluation.benchmarks.benchmark import Benchmark
 from openqwen2vl.evaluation.benchmarks.known import benchmark
-from openqwen2vl.evaluation.predictions import Answered, Header, read_predictions
+from openqwen2vl.evaluation.predictions import Answered, Header
 from openqwen2vl.evaluation.protocols import EvaluationProtocol, protocol
 from openqwen2vl.evaluation.questions import Row
 from openqwen2vl.evaluation.score_files import HEAD, ROWS
@@ -61,57 +61,12 @@ def score_predictions(header: Header, answered: Sequence[Answered]) -> Scores:
     return Scores(head, rows)
 
 
-def score_file(path: Path) -> Scores:
-    """Score a file of predictions, or that of a folder, and write the scores beside it.
-
-    ``scores.json`` takes the figures and ``scored.jsonl`` one line a row. Scoring again writes the
-    same bytes.
-
-    Raises:
-        UserError: as ``read_predictions`` and ``score_predictions`` raise it.
-    """
-    scores = score_predictions(*read_predictions(path))
-    write_scores(path if path.is_dir() else path.parent, scores)
-    return scores
-
-
 def write_scores(folder: Path, scores: Scores) -> None:
     """Write both files; the figures last, so that they never speak of other rows."""
     with atomic_file(folder / ROWS) as file:
         file.writelines(_lines(scores.rows))
     with atomic_file(folder / HEAD) as file:
         file.write(json.dumps(scores.head, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def check_belongs(
-    header: Header, answered: Iterable[Answered], asked: Benchmark, reading: Reading
-) -> None:
-    """Refuse predictions of other questions than those that were read.
-
-    Args:
-        header: of the predictions.
-        answered: the predictions.
-        asked: the benchmark.
-        reading: its questions.
-
-    Raises:
-        UserError: another benchmark, another file, or an id that is none of the questions'.
-    """
-    if header.benchmark != asked.name:
-        raise UserError(f"these are predictions of {header.benchmark}; {asked.name} was expected")
-    if header.file_hash != reading.file_hash:
-        raise UserError(
-            f"these predictions answer another file of {asked.name} (sha256 "
-            f"{header.file_hash[:12]}, here {reading.file_hash[:12]}); generate again or give the "
-            "data they were made with"
-        )
-    known = {question.id for question in reading.questions}
-    unknown = [one.id for one in answered if one.id not in known]
-    if unknown:
-        raise UserError(
-            f"{len(unknown)} predictions are of no question of {asked.name}, the first is "
-            f"{unknown[0]}"
-        )
 
 
 def _protocol(header: Header) -> EvaluationProtocol:
