@@ -116,8 +116,8 @@ def test_the_module_runs_as_a_program_and_its_mistakes_have_exit_code_2(
 def test_a_crash_is_no_users_mistake_and_keeps_its_traceback(
     corpora: PackedCorpora, tmp_path: Path
 ) -> None:
-    # The data module's constructor fails over something that is no mistake of a known kind.
-    words = command(corpora, tmp_path / "run", {"data.mixture": 3})
+    # The data module finds no sources, which is no mistake of a known kind.
+    words = command(corpora, tmp_path / "run", {"data.mixture": "{}"})
     done = subprocess.run(
         words, env=environment(), cwd=tmp_path, capture_output=True, text=True, check=False
     )

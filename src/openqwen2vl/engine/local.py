@@ -81,13 +81,25 @@ def _pooled(
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
-            waiting.append((item, pool.submit(function, item)))
+            waiting.append((item, _give(pool, function, item)))
             if len(waiting) >= 2 * count:
                 yield _take(*waiting.popleft())
         while waiting:
             yield _take(*waiting.popleft())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _give(
+    pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item
+) -> Future[Result]:
+    """Submit an item; a pool that broke meanwhile says so in the item's own result."""
+    try:
+        return pool.submit(function, item)
+    except BrokenProcessPool as error:
+        broken: Future[Result] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def _take(item: Item, future: Future[Result]) -> Result:

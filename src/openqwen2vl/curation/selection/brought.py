@@ -73,8 +73,8 @@ class ShardTables:
         """Raise when no row is of any sample: keys that were stored as numbers lost their zeros."""
         if len(theirs) and len(own) and not len(theirs.join(own, on=["shard", "key"], how="semi")):
             raise TableError(
-                f"no row of {self.said} is of a sample of its shard: its first key is "
-                f"{theirs['key'][0]}, the shard's {own['key'][0]}; write keys as they stand in the "
+                f"no row of {self.said} is of a sample of its shard: one of its keys is "
+                f"{min(theirs['key'])}, one of the shard's {min(own['key'])}; write keys as they stand in the "
                 "shards, or leave them out so that the tables are joined by uid"
             )
 
