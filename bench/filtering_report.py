@@ -18,6 +18,7 @@ COLUMNS = ("arm", "pairs", "matched", "tokens", "passes", "right by seed", "righ
 
 
 def make_report(seeds: list[dict[str, Any]], asked: Asked, settings: Settings) -> dict[str, Any]:
+    """Join what the seeds found into one report."""
     arms: dict[str, Any] = {}
     for name, keeps in settings.arms.items():
         found = [seed["arms"][name] for seed in seeds]
@@ -67,6 +68,7 @@ def _gain(seeds: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
+    """Print the tables of a report."""
     settings, first = report["settings"], report["by_seed"][0]
     web, recipe = settings["web"], settings["recipe"]
     print(
@@ -123,6 +125,7 @@ def _between(found: dict[str, float | None], scale: float, digits: int) -> str:
 
 
 def headline(report: dict[str, Any]) -> str:
+    """Give the last line: the gain, and how well the scores tell pairs apart."""
     gain, aucs = report["over_unfiltered"][OURS], report["auc"]
     lowest = min(value for values in aucs.values() for value in values)
     return (

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from openqwen2vl.formats.captions import caption_turn
 from openqwen2vl.formats.documents import Document, ImageRef, Turn
@@ -86,11 +86,7 @@ def read_raw_items(
     Raises:
         ShardError: the file is missing.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise ShardError(f"raw shard {path} is missing") from error
-    with file:
+    with _opened(path) as file:
         if path.stat().st_size == 0:
             yield _rest(path, source, "is empty"), {}
             return
@@ -117,11 +113,7 @@ def read_raw_files(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     Raises:
         ShardError: the file is missing.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise ShardError(f"raw shard {path} is missing") from error
-    with file:
+    with _opened(path) as file:
         if path.stat().st_size == 0:
             return
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -129,6 +121,13 @@ def read_raw_files(path: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     for group in groups:
         if group.number == 1:
             yield group.key, group.files
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ShardError(f"raw shard {path} is missing") from error
 
 
 def _rest(path: Path, source: str, detail: str) -> Reject:
