@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from openqwen2vl.training.flops import FlopSpec, Work, strict_flops
+from openqwen2vl.model.compiled import programs
+from openqwen2vl.training.flops import FlopSpec, Work, palm_flops, strict_flops
+from openqwen2vl.training.metrics import sum_over_ranks
 from openqwen2vl.training.module import MLLMModule
 
 from .boundary import ends_step
@@ -27,7 +29,9 @@ class Throughput(pl.Callback):
     """Adds speed figures to each step's row.
 
     The FLOPs are those that the step cannot do without (`training.flops`): isolated documents,
-    logits at targets only, the tower per image.
+    logits at targets only, the tower per image. ``mfu_palm`` counts as reports on language models
+    do, for comparing with them. On a GPU the seconds of one step are the host's, which runs ahead;
+    they are right over many steps.
 
     Args:
         peak_tflops: of one device; None: looked up by the GPU's name, and no MFU when unknown.
@@ -37,6 +41,7 @@ class Throughput(pl.Callback):
         self.peak_tflops = peak_tflops
         self._spec: FlopSpec | None = None
         self._work = dict.fromkeys((field.name for field in fields(Work)), 0)
+        self._positions = 0
         self._waited = 0.0
         self._batch_end = self._step_end = time.perf_counter()
 
@@ -77,6 +82,8 @@ class Throughput(pl.Callback):
         }
         for key, value in done.items():
             self._work[key] += value
+        self._positions += batch["input_ids"].numel()
+        self._context = batch["input_ids"].shape[1]
         if ends_step(trainer, batch_idx):
             self._rates(trainer, pl_module)
         self._batch_end = time.perf_counter()
@@ -87,13 +94,14 @@ class Throughput(pl.Callback):
         now = time.perf_counter()
         seconds, self._step_end = now - self._step_end, now
         flops = strict_flops(self._spec, Work(**self._work))["total"]
+        palm = palm_flops(self._spec, self._positions, self._context)
         mine = torch.tensor(
-            [self._work["tokens"], self._work["targets"], self._work["images"], flops],
+            [self._work["tokens"], self._work["targets"], self._work["images"], flops, palm],
             dtype=torch.float64,
-            device=module.device,
         )
-        tokens, targets, images, flops = trainer.strategy.reduce(mine, reduce_op="sum").tolist()
-        tflops = flops / seconds / trainer.world_size / 1e12
+        moved = mine.to(module.device, non_blocking=True)
+        tokens, targets, images, total, dense = sum_over_ranks(moved).unbind()
+        tflops = total / seconds / trainer.world_size / 1e12
         module.row |= {
             "tokens_per_second": tokens / seconds,
             "target_tokens_per_second": targets / seconds,
@@ -103,7 +111,12 @@ class Throughput(pl.Callback):
         }
         if self.peak_tflops is not None:
             module.row["mfu"] = tflops / self.peak_tflops
+            share = dense / seconds / trainer.world_size / 1e12
+            module.row["mfu_palm"] = share / self.peak_tflops
         if module.device.type == "cuda":
             module.row["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if programs():
+            module.row["programs"] = programs()
         self._waited = 0.0
+        self._positions = 0
         self._work = dict.fromkeys(self._work, 0)

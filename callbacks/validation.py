@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from openqwen2vl.model.compiled import uncompiled
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.stream import packed_data
 
@@ -47,7 +48,8 @@ class Validation(pl.Callback):
         if loader is None:
             return
         module.eval()
-        with torch.no_grad():
+        # Compiled layers would be compiled again for passes without gradients.
+        with torch.no_grad(), uncompiled():
             for index, batch in enumerate(loader):
                 moved = trainer.strategy.batch_to_device(batch)
                 # Through the strategy, so that a sharded model gathers its weights.

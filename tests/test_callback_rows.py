@@ -6,10 +6,12 @@ import pytest
 import torch
 from support.trainer import ACCUMULATION, FakeTrainer, tiny_module
 
+from openqwen2vl.callbacks import steps as steps_module
 from openqwen2vl.callbacks import throughput as throughput_module
 from openqwen2vl.callbacks.record import RunRecord
 from openqwen2vl.callbacks.steps import StepMetrics
 from openqwen2vl.callbacks.throughput import Throughput
+from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.training.module import MLLMModule
 
 
@@ -51,6 +53,7 @@ class TestStepMetrics:
             "loss": 2.0,
             "lr": 0.25,
             "grad_norm": 0.5,
+            "skipped": 0,
             "tokens": 100,
             "images": 2,
             "target_tokens": 3,
@@ -79,6 +82,34 @@ class TestStepMetrics:
         assert "val_loss" not in second
         assert module.last_row["loss"] == 1.0
 
+    def test_rows_of_a_device_that_runs_behind_wait_for_each_other_but_for_no_checkpoint(
+        self, tmp_path: Path, module: MLLMModule, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(steps_module, "_runs_behind", lambda device: True)
+        data = SimpleNamespace(global_batch=8, contents=lambda step: {})
+        log = Rows()
+        trainer = FakeTrainer(tmp_path, datamodule=data, loggers=[log])
+        metrics = StepMetrics(every_n_steps=4)
+
+        def step() -> list[int]:
+            module.grad_norm = torch.tensor(float(trainer.global_step))
+            module.source_loss.update(torch.tensor([float(trainer.global_step)]), torch.tensor([0]))
+            trainer.steps(metrics, module, 1, grid=3)
+            return [number for number, _ in log.rows]
+
+        assert [step() for _ in range(5)] == [[], [], [], [1, 2, 3, 4], [1, 2, 3, 4]]
+        metrics.on_save_checkpoint(trainer, module, {})
+        assert [number for number, _ in log.rows] == [1, 2, 3, 4, 5]
+        step()
+        metrics.on_exception(trainer, module, RuntimeError())
+        assert [(number, row["loss"], row["grad_norm"]) for number, row in log.rows] == [
+            (number + 1, float(number), float(number)) for number in range(6)
+        ]
+
+    def test_rows_at_a_time_below_one_are_refused(self) -> None:
+        with pytest.raises(ConfigError, match="every_n_steps is 0"):
+            StepMetrics(every_n_steps=0)
+
 
 class TestThroughput:
     def test_rates_are_what_was_done_over_the_time_it_took(
@@ -91,6 +122,7 @@ class TestThroughput:
         callback.on_train_start(trainer, module)
         batch = {
             "tokens": 50,
+            "input_ids": torch.zeros(1, 64),
             "pairs": 500,
             "target_ids": torch.zeros(10),
             "images": torch.zeros(2, 1),
@@ -108,6 +140,7 @@ class TestThroughput:
         assert row["data_wait"] == 0.25
         assert row["tflops_per_device"] > 0
         assert row["mfu"] == pytest.approx(row["tflops_per_device"] / 1e-3)
+        assert row["mfu_palm"] > 0
 
 
 class TestRunRecord:

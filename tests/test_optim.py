@@ -4,7 +4,7 @@ from support.models import tiny_mllm
 from torch import nn
 
 from openqwen2vl.formats.errors import ConfigError
-from openqwen2vl.training.optim import adamw, decayed_names, plain_name
+from openqwen2vl.training.optim import adamw, decayed_names, plain_name, skip_update
 
 WEIGHT_DECAY = 0.1
 
@@ -102,3 +102,26 @@ def test_one_step_is_the_step_of_the_formula() -> None:
 def test_a_rate_or_decay_below_zero_is_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="neither may be below 0"):
         adamw([("w", nn.Parameter(torch.ones(1)))], frozenset(), **arguments)
+
+
+def stepped(fused: bool, gradients: list[float]) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Weights, first moment and step count after these gradients, skipping what is no number."""
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = adamw([("p", parameter)], frozenset(), lr=0.1, fused=fused)
+    for value in gradients:
+        parameter.grad = torch.full((3,), value)
+        skip_update(optimizer, ~torch.isfinite(parameter.grad.norm()))
+        optimizer.step()
+    state = optimizer.state[parameter]
+    return parameter.detach(), state["exp_avg"], float(state["step"])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_skipped_step_leaves_weights_moments_and_count_as_if_it_had_not_been(
+    fused: bool, bad: float
+) -> None:
+    weights, moment, count = stepped(fused, [0.5, bad, bad, -0.25])
+    expected = stepped(fused, [0.5, -0.25])
+    torch.testing.assert_close((weights, moment), expected[:2], rtol=0, atol=0)
+    assert count == expected[2] == 2

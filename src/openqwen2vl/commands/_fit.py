@@ -82,6 +82,9 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
     elif config.init_from is not None:
         initial_weights(model, Path(config.init_from))
         check_text(data, Path(config.init_from))
+    backend = _compiler(config)
+    if backend != "none":
+        model.compile(backend)
     module = _module(config, data, model, facts)
     trainer = _trainer(config, data, processes, folder, checkpoint)
     if rank() == 0:
@@ -222,8 +225,18 @@ def _precision(config: DictConfig, sharded: bool) -> str:
     """Give the Trainer's precision: FSDP narrows by its own mixed precision, without autocast."""
     if config.precision != "auto":
         return str(config.precision)
-    on_gpu = config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and not sharded else "32-true"
+    return "bf16-mixed" if _on_gpu(config) and not sharded else "32-true"
+
+
+def _compiler(config: DictConfig) -> str:
+    """Give torch.compile's backend, or none: on a CPU it takes longer than it saves."""
+    if config.compile != "auto":
+        return str(config.compile)
+    return "inductor" if _on_gpu(config) else "none"
+
+
+def _on_gpu(config: DictConfig) -> bool:
+    return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _announce(

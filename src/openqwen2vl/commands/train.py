@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from openqwen2vl.commands._assemble import check_batches
@@ -57,6 +58,12 @@ def _rounds(config: DictConfig) -> None:
         raise ConfigError(f"precision is {config.precision!r}; there are {', '.join(PRECISIONS)}")
 
 
+def _compiles(config: DictConfig) -> None:
+    known = ("auto", "none", *torch.compiler.list_backends(exclude_tags=()))
+    if config.compile not in known:
+        raise ConfigError(f"compile is {config.compile!r}; there are {', '.join(known)}")
+
+
 def _spreads(config: DictConfig) -> None:
     processes = ranks(config)
     if processes > 1 and config.strategy._target_.endswith(".single"):
@@ -74,6 +81,7 @@ def _rules() -> list[Any]:
         _spreads,
         _clips,
         _rounds,
+        _compiles,
     ]
 
 
@@ -89,6 +97,7 @@ KEYS = [
     "attention",
     "trainable",
     "checkpointing",
+    "compile",
     "tokenizer",
     "resolution",
     "data",

@@ -9,16 +9,15 @@ Shapes: B rows, T tokens, H query heads, J key-value heads, E head width.
 
 import inspect
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.model.attention_op import by_document, by_document_op
 
 NAME = "openqwen2vl"
 """The name under which transformers knows the function; absent from its masks, so it makes none."""
@@ -86,8 +85,8 @@ def packed_attention(
         scaling: of the scores; ``None`` is 1/sqrt(E).
         dropout: must be 0.
         **batch: what the caller gave the model for its layers: ``cu_seq_lens_q`` int32 (segments+1,)
-            over the flattened B*T, ``max_length_q`` int, ``attention_backend`` str; and the layer's
-            own settings.
+            over the flattened B*T, ``max_length_q`` int, ``attention_backend`` as `choose_backend`
+            gave it (``auto``: chosen here); and the layer's own settings.
 
     Returns:
         float (B, T, H, E), and no weights.
@@ -104,10 +103,14 @@ def packed_attention(
     longest = batch.get("max_length_q")
     longest = longest if isinstance(longest, int) else query.shape[2]
     _refuse_unsupported(dropout, longest, batch)
-    backend = choose_backend(str(batch.get("attention_backend", "auto")), query.device, value.dtype)
+    backend = batch.get("attention_backend", "auto")
+    if backend == "auto":
+        backend = choose_backend("auto", query.device, value.dtype)
     if backend == "varlen":
         return _varlen(query, key, value, boundaries, longest, scaling), None
-    return _by_document(query, key, value, boundaries, scaling), None
+    # Uncompiled, autograd keeps what the loop's own backward needs, which is faster.
+    run = by_document_op if torch.compiler.is_compiling() else by_document
+    return run(query, key, value, boundaries, scaling), None
 
 
 def _refuse_unsupported(dropout: float, longest: int, batch: dict[str, object]) -> None:
@@ -153,31 +156,3 @@ def _varlen(
         queries, keys, values, boundaries, boundaries, longest, longest, **options
     )
     return mixed.view(rows, length, heads, width)
-
-
-def _by_document(
-    query: Tensor, key: Tensor, value: Tensor, boundaries: Tensor, scaling: float | None
-) -> Tensor:
-    """One call per document: exact everywhere, and the reference for the other."""
-    rows, heads, length, width = query.shape
-    edges = boundaries.tolist()
-    if edges[0] != 0 or edges[-1] != rows * length:
-        raise ValueError(
-            f"cu_seqlens run from {edges[0]} to {edges[-1]}, but the batch has {rows} rows of "
-            f"{length} tokens; they must run from 0 to {rows * length}"
-        )
-    lengths = [stop - start for start, stop in pairwise(edges) if stop > start]
-    flat = (t.transpose(1, 2).flatten(0, 1) for t in (query, key, value))
-    # Split, not sliced: the backward pass of a slice fills a whole row of zeros for each document.
-    parts = list(zip(*(torch.split(tensor, lengths) for tensor in flat), strict=True))
-    alike: dict[int, list[int]] = {}
-    for number, own in enumerate(lengths):
-        alike.setdefault(own, []).append(number)
-    mixed: list[Tensor] = [query] * len(lengths)
-    for numbers in alike.values():
-        together = zip(*(parts[number] for number in numbers), strict=True)
-        q, k, v = (torch.stack(documents).transpose(1, 2) for documents in together)
-        done = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
-        for number, document in zip(numbers, done.transpose(1, 2), strict=True):
-            mixed[number] = document
-    return torch.cat(mixed).view(rows, length, heads, width)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from openqwen2vl.model.compiled import uncompiled
 from openqwen2vl.model.seeding import seeded
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class _Expanded:
+class Expanded:
     """Prompts with each image mark spread over its visual tokens."""
 
     ids: list[list[int]]
@@ -88,9 +89,9 @@ def generate(
     """
     if not prompts:
         return []
-    expanded = _expand(prompts, images, image_id, model.projector.grid)
-    with _answering(model), seeded(decoding.sampling.seed, images.device):
-        embeddings, mask = _left_padded(model, expanded, images, decoding.pad_id)
+    expanded = expand(prompts, images, image_id, model.projector.grid)
+    with answering(model), seeded(decoding.sampling.seed, images.device):
+        embeddings, mask = left_padded(model, expanded, images, decoding.pad_id)
         ids = model.llm.generate(
             inputs_embeds=embeddings, attention_mask=mask, generation_config=_settings(decoding)
         )
@@ -127,7 +128,7 @@ def option_logprobs(
         raise ValueError(
             f"{len(prompts)} prompts came with options for {len(options)}; give each prompt its own"
         )
-    expanded = _expand(prompts, images, image_id, model.projector.grid)
+    expanded = expand(prompts, images, image_id, model.projector.grid)
     layout = _lay_out(expanded, options)
     if not layout.rows:
         return [[0.0] * len(choices) for choices in options]
@@ -156,7 +157,7 @@ class _Layout:
     targets: list[int]
 
 
-def _lay_out(expanded: _Expanded, options: Sequence[Sequence[Sequence[int]]]) -> _Layout:
+def _lay_out(expanded: Expanded, options: Sequence[Sequence[Sequence[int]]]) -> _Layout:
     layout = _Layout([], [], [], [], [], [], [])
     first_source = 0
     for ids, slots, choices in zip(expanded.ids, expanded.image_slots, options, strict=True):
@@ -206,9 +207,12 @@ def _chosen_logprobs(model: "MLLM", hidden: Tensor, layout: _Layout) -> list[flo
     return listed
 
 
-def _expand(
-    prompts: Sequence[Sequence[int]], images: Tensor, image_id: int, grid: int
-) -> _Expanded:
+def expand(prompts: Sequence[Sequence[int]], images: Tensor, image_id: int, grid: int) -> Expanded:
+    """Spread each image mark over its visual tokens.
+
+    Raises:
+        ValueError: as of ``generate``.
+    """
     marks = sum(list(prompt).count(image_id) for prompt in prompts)
     if marks != len(images):
         raise ValueError(
@@ -222,11 +226,11 @@ def _expand(
         for prompt in prompts
     ]
     slots = [[at for at, token in enumerate(row) if token == image_id] for row in ids]
-    return _Expanded(ids, slots)
+    return Expanded(ids, slots)
 
 
-def _left_padded(
-    model: "MLLM", expanded: _Expanded, images: Tensor, pad_id: int
+def left_padded(
+    model: "MLLM", expanded: Expanded, images: Tensor, pad_id: int
 ) -> tuple[Tensor, Tensor]:
     """Embeddings (prompts, L, D) and the mask int64 (prompts, L) of their real tokens."""
     longest = max(len(row) for row in expanded.ids)
@@ -245,7 +249,7 @@ def _left_padded(
 
 
 @contextmanager
-def _answering(model: "MLLM") -> Iterator[None]:
+def answering(model: "MLLM") -> Iterator[None]:
     """Eval mode, plain attention and neutral generation settings for the time of an answer.
 
     A released model brings settings of its own, and transformers fills every value that a caller
@@ -258,7 +262,8 @@ def _answering(model: "MLLM") -> Iterator[None]:
     llm.set_attn_implementation("sdpa")
     llm.generation_config = GenerationConfig()
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         llm.generation_config = settings
         llm.set_attn_implementation(attention)

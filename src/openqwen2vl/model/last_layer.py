@@ -39,12 +39,14 @@ class ReadRows:
             layer.mlp.register_forward_hook(self._scatter)
 
     def _begin(self, layer: nn.Module, args: Any, keywords: dict[str, Any]) -> None:
+        # Here and not in the feed-forward: compiled code that checkpoints allows no notes inside.
         self._positions = keywords.get(KEYWORD)
+        hidden: Tensor = args[0] if args else keywords["hidden_states"]
+        self._shape = hidden.shape
 
     def _gather(self, feed_forward: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
         if self._positions is None:
             return None
-        self._shape = args[0].shape
         return (args[0].flatten(0, 1).index_select(0, self._positions).unsqueeze(0),)
 
     def _scatter(self, feed_forward: nn.Module, args: Any, output: Tensor) -> Tensor | None:

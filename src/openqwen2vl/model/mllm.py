@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model import attention as packed
 from openqwen2vl.model import generation
+from openqwen2vl.model.compiled import compile_blocks, leave_open
 from openqwen2vl.model.last_layer import KEYWORD, ReadRows
 from openqwen2vl.model.projector import PooledProjector, ProjectorFactory
 from openqwen2vl.model.vision import VisionTower
@@ -152,6 +154,9 @@ class MLLM(nn.Module):
         read_positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of embedded packs; arguments and result as of ``forward``."""
+        backend = packed.choose_backend(self.attention, embeddings.device, _reckoned_in(embeddings))
+        if read_positions is not None:
+            leave_open(read_positions)
         # use_cache, whatever the config: with a cache, transformers takes a pack for one document.
         hidden: Tensor = self.llm.base_model(
             inputs_embeds=embeddings,
@@ -159,7 +164,7 @@ class MLLM(nn.Module):
             use_cache=False,
             cu_seq_lens_q=cu_seqlens,
             max_length_q=max_length,
-            attention_backend=self.attention,
+            attention_backend=backend,
             **{KEYWORD: read_positions},
         ).last_hidden_state
         if read_positions is None:
@@ -187,17 +192,36 @@ class MLLM(nn.Module):
         """Choose what backward works out again instead of keeping it.
 
         Args:
-            mode: ``none``, or ``full`` for every decoder layer.
+            mode: ``none``, ``mlp`` for the feed-forwards (three quarters of what a layer keeps, a
+                fifth of its work) or ``full`` for every decoder layer.
 
         Raises:
-            ConfigError: another mode.
+            ConfigError: another mode, or ``mlp`` for layers without a part of that name.
         """
-        if mode not in ("none", "full"):
-            raise ConfigError(f'checkpointing is "{mode}"; choose none or full')
+        if mode not in ("none", "mlp", "full"):
+            raise ConfigError(f'checkpointing is "{mode}"; choose none, mlp or full')
+        again = partial(checkpoint, use_reentrant=False)
         for layer in self.decoder_layers:
             # What a layer reads; transformers renamed its switch on the whole model in version 5.
             layer.gradient_checkpointing = mode == "full"
-            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer._gradient_checkpointing_func = again
+            feed_forward = getattr(layer, "mlp", None)
+            if mode == "mlp" and feed_forward is None:
+                raise ConfigError(
+                    f"checkpointing=mlp, but a {type(layer).__name__} has no mlp; choose full"
+                )
+            if feed_forward is not None:
+                plain = type(feed_forward).forward.__get__(feed_forward)
+                feed_forward.forward = partial(again, plain) if mode == "mlp" else plain
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile decoder layers and tower blocks in place; see `compiled.compile_blocks`.
+
+        Args:
+            backend: of ``torch.compile``.
+        """
+        compile_blocks(self.decoder_layers, backend)
+        self.vision.compile_blocks(backend)
 
     def freeze(self, projector: bool, llm: bool) -> None:
         """Say which parts stand still; whether the tower does is its own constructor's word.
@@ -298,3 +322,11 @@ def _check_head(llm: PreTrainedModel) -> None:
             f"the logits of {type(llm).__name__} have {', '.join(extras)} beyond the output "
             "embedding, which the loss on target rows does not apply; choose another LLM"
         )
+
+
+def _reckoned_in(embeddings: Tensor) -> torch.dtype:
+    """The dtype in which the layers' products run: autocast's where it is on."""
+    device = embeddings.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return embeddings.dtype

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openqwen2vl.formats.errors import CheckpointError, ConfigError
+from openqwen2vl.model.compiled import compile_blocks, leave_open
 from openqwen2vl.model.seeding import seeded
 
 FEATURE_BLOCK = -2
@@ -86,6 +87,7 @@ class VisionTower(nn.Module):
         self.name = name
         self.model = model
         self.trainable = trainable
+        self._compiled = False
         self.side = int(model.patch_embed.img_size[0])
         self.patch_grid = int(rows)
         self.width = int(model.embed_dim)
@@ -132,6 +134,17 @@ class VisionTower(nn.Module):
         scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255
         return ((scaled - self._mean) / self._std).to(self._patch_weight.dtype)
 
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile the blocks in place, for any number of images.
+
+        Args:
+            backend: of ``torch.compile``.
+        """
+        if not self._compiled:
+            compile_blocks(self.model.blocks, backend)
+            self.model.norm_pre.register_forward_hook(_leave_open)
+            self._compiled = True
+
     def weights_hash(self) -> str:
         """16 hex digits that name the weights, the same on every device.
 
@@ -168,6 +181,9 @@ class VisionTower(nn.Module):
             self.to(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
 
     def _features(self, images: Tensor) -> Tensor:
+        if self._compiled and len(images) == 1:
+            # One image would be another program.
+            return self._features(images.expand(2, -1, -1, -1))[:1]
         features = self.model.forward_intermediates(
             self.pixels(images),
             indices=[len(self.model.blocks) - 1],
@@ -184,6 +200,10 @@ class VisionTower(nn.Module):
         # the tower gather it block by block, and one rank that stays away stops all of them.
         blank = images.new_zeros(1, self.side, self.side, 3)
         return self._features(blank)[:0]
+
+
+def _leave_open(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    return leave_open(output)
 
 
 def _build(

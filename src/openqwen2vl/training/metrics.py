@@ -37,5 +37,22 @@ class SourceLoss(Metric):  # type: ignore[misc]  # torchmetrics is read without 
         self.targets.index_add_(0, sources, torch.ones_like(wide))
 
     def compute(self) -> Tensor:
-        """Give float64 (2, num_sources): sums of losses, numbers of targets."""
+        """Give float64 (2, num_sources): sums of losses, numbers of targets, over all ranks."""
+        return self.sums()
+
+    def sums(self) -> Tensor:
+        """Give what this rank alone has added up: float64 (2, num_sources)."""
         return torch.stack([self.loss_sums, self.targets])
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Add up over the ranks, in place, without making the host wait for the device.
+
+    torchmetrics and Lightning both put a barrier before their sums.
+
+    Args:
+        values: of any shape, the same on all ranks.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values

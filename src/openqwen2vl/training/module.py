@@ -15,7 +15,7 @@ from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.order import mix_seed
 from openqwen2vl.training.loss import target_losses
 from openqwen2vl.training.metrics import SourceLoss
-from openqwen2vl.training.optim import decayed_names
+from openqwen2vl.training.optim import decayed_names, skip_update
 from openqwen2vl.training.schedule import Schedule
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -58,8 +58,10 @@ class MLLMModule(pl.LightningModule):
         self.validation_loss = SourceLoss(len(self.sources))
         self.facts = dict(facts or {})
         self.grad_norm: Tensor | None = None
+        # Whether the last step left the weights alone: bool (), on the device.
+        self.skipped: Tensor | bool = False
         # Figures of the step under way, from the callbacks, and the last step's finished row.
-        self.row: dict[str, float] = {}
+        self.row: dict[str, float | Tensor] = {}
         self.last_row: dict[str, float] = {}
         self._optim, self._schedule, self._steps = optim, schedule, steps
         self._clip, self._seed = clip, seed
@@ -129,7 +131,11 @@ class MLLMModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm and keep it for the log (a tensor: reading it would wait)."""
+        """Clip by the global norm; a step whose norm is no number changes nothing.
+
+        Norm and decision stay on the device, for the log: reading them would wait. The norm is
+        that of all ranks, so all decide alike.
+        """
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy) and strategy.model is not None:
             sharded = cast(FullyShardedDataParallel, strategy.model)
@@ -137,6 +143,8 @@ class MLLMModule(pl.LightningModule):
         else:
             trainable = [p for p in self.parameters() if p.requires_grad]
             self.grad_norm = nn.utils.clip_grad_norm_(trainable, self._clip)
+        self.skipped = ~torch.isfinite(self.grad_norm)
+        skip_update(optimizer, self.skipped)
 
     def wrapped_classes(self) -> set[type[nn.Module]]:
         """Name the layers that FSDP shards one by one: decoder layers, trainable tower blocks."""

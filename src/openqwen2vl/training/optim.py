@@ -1,9 +1,10 @@
 """AdamW with the paper's decay groups."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openqwen2vl.formats.errors import ConfigError
 
@@ -72,3 +73,20 @@ def adamw(
         eps=eps,
         fused=fused,
     )
+
+
+def skip_update(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
+    """Let the step that comes leave weights and moments as they are, if ``skip`` says so.
+
+    A fused optimizer decides on the device, as it does for loss scaling; any other makes the host
+    wait for the answer.
+
+    Args:
+        optimizer: about to step.
+        skip: bool (), on the parameters' device.
+    """
+    if all(group.get("fused") for group in optimizer.param_groups):
+        fused: Any = optimizer
+        fused.found_inf = skip.to(torch.float32)
+    elif skip:
+        optimizer.zero_grad(set_to_none=True)
