@@ -124,6 +124,8 @@ class StepMetrics(pl.Callback):
                 )
             for logger in trainer.loggers:
                 logger.log_metrics(row, step=step.number)
+            for reader in module.readers:
+                reader(step.number, row)
 
 
 def _runs_behind(device: torch.device) -> bool:

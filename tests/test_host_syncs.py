@@ -15,6 +15,7 @@ from support.trainer import FakeTrainer, tiny_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openqwen2vl.callbacks import steps
+from openqwen2vl.callbacks.spikes import LossSpikes
 from openqwen2vl.callbacks.steps import StepMetrics
 from openqwen2vl.callbacks.throughput import Throughput
 from openqwen2vl.model import attention
@@ -68,10 +69,11 @@ def run_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[str]:
     data = SimpleNamespace(global_batch=1, contents=lambda step: {})
     trainer = FakeTrainer(tmp_path, datamodule=data, accumulate_grad_batches=1)
     module._trainer = trainer
-    metrics, rates = StepMetrics(every_n_steps=100), Throughput()
+    metrics, rates, spikes = StepMetrics(every_n_steps=100), Throughput(), LossSpikes("skip")
     rates.setup(trainer, module, "fit")
     rates.on_train_start(trainer, module)
     module.on_fit_start()
+    spikes.on_fit_start(trainer, module)
     optimizer = module.configure_optimizers()["optimizer"]
     inputs = batch()
     with Reads() as reads:

@@ -60,6 +60,9 @@ class MLLMModule(pl.LightningModule):
         self.grad_norm: Tensor | None = None
         # Whether the last step left the weights alone: bool (), on the device.
         self.skipped: Tensor | bool = False
+        # Asked with the gradient's norm whether to leave a step out; told each row once written.
+        self.judges: list[Callable[[Tensor], Tensor]] = []
+        self.readers: list[Callable[[int, dict[str, float]], None]] = []
         # Figures of the step under way, from the callbacks, and the last step's finished row.
         self.row: dict[str, float | Tensor] = {}
         self.last_row: dict[str, float] = {}
@@ -131,7 +134,7 @@ class MLLMModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the global norm; a step whose norm is no number changes nothing.
+        """Clip by the global norm; a step whose norm is no number, or a judge's, changes nothing.
 
         Norm and decision stay on the device, for the log: reading them would wait. The norm is
         that of all ranks, so all decide alike.
@@ -144,6 +147,8 @@ class MLLMModule(pl.LightningModule):
             trainable = [p for p in self.parameters() if p.requires_grad]
             self.grad_norm = nn.utils.clip_grad_norm_(trainable, self._clip)
         self.skipped = ~torch.isfinite(self.grad_norm)
+        for judge in self.judges:
+            self.skipped = self.skipped | judge(self.grad_norm)
         skip_update(optimizer, self.skipped)
 
     def wrapped_classes(self) -> set[type[nn.Module]]:
