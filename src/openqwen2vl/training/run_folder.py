@@ -81,9 +81,9 @@ class RunFolder:
         return Path(resume)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a small file of facts, atomically."""
+        """Write a small file of facts, atomically, keys in their order: that of sources counts."""
         with atomic_file(self.path / name) as file:
-            file.write((json.dumps(content, indent=1, sort_keys=True) + os.linesep).encode())
+            file.write((json.dumps(content, indent=1) + os.linesep).encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a file that `write_json` wrote; empty when there is none."""

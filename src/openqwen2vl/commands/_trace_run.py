@@ -1,0 +1,171 @@
+"""A run's folder opened to look back: its order, its packs, its checkpoints."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerFast
+
+from openqwen2vl.commands._assemble import load_model
+from openqwen2vl.formats.errors import CheckpointError, ConfigError
+from openqwen2vl.formats.tokens import load_tokenizer
+from openqwen2vl.packing.order import Phase
+from openqwen2vl.packing.provenance import Traced, trace_step
+from openqwen2vl.training.checkpoint import checkpoint_step, checkpoints, read_facts
+from openqwen2vl.training.csv_log import read_rows
+from openqwen2vl.training.document_loss import document_losses
+from openqwen2vl.training.stream import PackedData
+
+
+@dataclass
+class Found:
+    """A document of the step, with what can be shown of it.
+
+    Attributes:
+        traced: where it came from.
+        text: its tokens as text, images marked.
+        pictures: its images' bytes.
+        tokens: with its visual tokens.
+        loss: mean over its targets; None where it was not asked for, or nothing is a target.
+    """
+
+    traced: Traced
+    text: str
+    pictures: list[bytes] = field(repr=False)
+    tokens: int
+    loss: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Give plain values, without pictures."""
+        key = self.traced.pack
+        return {
+            **self.traced.record,
+            "source": self.traced.source,
+            "pack": key.pack,
+            "turn": key.turn,
+            "grid": key.grid,
+            "text": self.text,
+            "loss": self.loss,
+        }
+
+
+@dataclass(frozen=True)
+class TracedRun:
+    """A run that has ended or still goes on.
+
+    Attributes:
+        path: its folder.
+        data: its data module, with the order that its checkpoints fixed.
+        tokenizer: of its packs.
+        isolate: whether documents of a pack do not see each other.
+    """
+
+    path: Path
+    data: PackedData
+    tokenizer: PreTrainedTokenizerFast
+    isolate: bool
+
+    def documents(self, step: int) -> list[Found]:
+        """Give the documents of an optimizer step, counted from 1.
+
+        Raises:
+            ConfigError: the run has fewer steps.
+        """
+        steps = self.data.order.steps
+        if step > steps:
+            raise ConfigError(f"step is {step}, but the run in {self.path} has {steps} steps")
+        found = []
+        packs: dict[Any, Any] = {}
+        for traced in trace_step(self.data.mixture, self.data.order, step - 1):
+            if traced.pack not in packs:
+                packs[traced.pack] = self._folder(traced).read(traced.pack.pack)
+            found.append(self._found(traced, packs[traced.pack]))
+        return found
+
+    def _folder(self, traced: Traced) -> Any:
+        return self.data.mixture.folders[traced.pack.grid][traced.pack.source]
+
+    def _found(self, traced: Traced, pack: Any) -> Found:
+        spec = self._folder(traced).manifest.spec
+        record = traced.record
+        start, images = record["start"], record["images"]
+        first = sum(one["images"] for one in pack.documents[: traced.place])
+        ids = pack.ids[start : start + record["length"]].tolist()
+        parts: list[str] = []
+        while ids:
+            stop = ids.index(spec.special.image) if spec.special.image in ids else len(ids)
+            parts.append(self.tokenizer.decode(ids[:stop], skip_special_tokens=True))
+            parts += ["[image]"] * (stop < len(ids))
+            ids = ids[stop + 1 :]
+        return Found(
+            traced=traced,
+            text=" ".join(part.strip() for part in parts if part.strip()),
+            pictures=pack.images[first : first + images],
+            tokens=record["length"] + images * (spec.tokens_per_image - 1),
+        )
+
+    def judge(self, documents: Sequence[Found], step: int) -> Path:
+        """Fill in each document's loss and say which checkpoint gave it.
+
+        Raises:
+            CheckpointError: the run kept no checkpoint.
+        """
+        kept = checkpoints(self.path / "checkpoints")
+        if not kept:
+            raise CheckpointError(f"{self.path} has no checkpoint, so no losses; leave loss=false")
+        # The weights that met the global batch are those before its step.
+        before = [path for path in kept if checkpoint_step(path) < step]
+        chosen = before[-1] if before else kept[0]
+        model, _ = load_model(chosen)
+        model.eval()
+        known: dict[Any, list[float | None]] = {}
+        for one in documents:
+            key = one.traced.pack
+            if key not in known:
+                folder = self._folder(one.traced)
+                model.projector.grid = key.grid
+                known[key] = document_losses(
+                    model, folder.read(key.pack), folder.manifest.spec, self.isolate
+                )
+            one.loss = known[key][one.traced.place]
+        return chosen
+
+    def row(self, step: int) -> dict[str, str]:
+        """Give the step's row of metrics.csv; empty when it is not there."""
+        _, rows = read_rows(self.path / "metrics.csv")
+        return next((row for row in rows if int(row["step"]) == step), {})
+
+
+def open_run(path: Path, tokenizer: str | None) -> TracedRun:
+    """Open a run's folder.
+
+    Args:
+        path: of the folder.
+        tokenizer: folder or hub name; None: the run's own.
+
+    Raises:
+        CheckpointError: no run there.
+        PackError: its packs have changed or are gone.
+    """
+    written = path / "config.json"
+    if not written.is_file():
+        raise CheckpointError(f"{path} holds no run: there is no config.json; give run=runs/NAME")
+    config = cast(DictConfig, OmegaConf.create(json.loads(written.read_text())))
+    config.data.preflight = False
+    data = cast(PackedData, instantiate(config.data, _convert_="all"))
+    kept = checkpoints(path / "checkpoints")
+    if kept:
+        facts = read_facts(kept[-1])
+        changed = [key for key, value in data.identity().items() if facts["order"][key] != value]
+        if changed:
+            raise CheckpointError(
+                f"{path} was trained in another order than its packs give now ({', '.join(changed)} "
+                "differ); restore the packs that it was trained on"
+            )
+        data.keep_phases([Phase(**phase) for phase in facts["phases"]])
+    name = str(tokenizer or config.tokenizer)
+    return TracedRun(path, data, load_tokenizer(name), bool(config.data.isolate))

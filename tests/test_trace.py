@@ -1,0 +1,100 @@
+"""`trace` names what a step was made of, from the run's folder alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.models import tiny_mllm
+from support.runs import PackedCorpora, Run, train
+
+from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.training.csv_log import read_rows
+from openqwen2vl.training.document_loss import document_losses
+
+
+def test_document_losses_average_to_the_packs_own(corpora: PackedCorpora) -> None:
+    """And each is what the document costs alone: nothing of its neighbours is in it."""
+    folder = PackFolder(corpora.packs("red", 3))
+    spec = folder.manifest.spec
+    model = tiny_mllm(grid=3, vocab_size=spec.vocab_size).eval()
+    pack = folder.read(0)
+    losses = document_losses(model, pack, spec)
+    assert len(losses) == len(pack.documents) > 2
+    first = 0
+    for document, loss in zip(pack.documents, losses, strict=True):
+        start, stop = document["start"], document["start"] + document["length"]
+        inside = (pack.targets[:, 0] >= start) & (pack.targets[:, 1] <= stop)
+        alone = type(pack)(
+            ids=pack.ids[start:stop],
+            targets=pack.targets[inside] - start,
+            documents=[document | {"start": 0}],
+            images=pack.images[first : first + document["images"]],
+        )
+        first += document["images"]
+        assert document_losses(model, alone, spec) == pytest.approx([loss], rel=1e-5)
+
+
+def test_a_picture_that_cannot_be_decoded_leaves_its_document_without_a_loss(
+    corpora: PackedCorpora,
+) -> None:
+    folder = PackFolder(corpora.packs("red", 3))
+    spec = folder.manifest.spec
+    model = tiny_mllm(grid=3, vocab_size=spec.vocab_size).eval()
+    pack = folder.read(0)
+    pack.images[1] = b"no picture"
+    losses = document_losses(model, pack, spec)
+    assert losses[1] is None
+    assert all(loss is not None for number, loss in enumerate(losses) if number != 1)
+
+
+@pytest.fixture(scope="module")
+def run_dir(corpora: PackedCorpora, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("traced") / "run"
+    done = train(corpora, path, budget__steps=4)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def traced(call: Run, *words: object) -> dict[str, Any]:
+    code, out, err = call("trace", *(str(word) for word in words), "json=true")
+    assert code == 0, err
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_the_documents_of_a_step_are_those_that_it_counted(call: Run, run_dir: Path) -> None:
+    _, rows = read_rows(run_dir / "metrics.csv")
+    seen = []
+    for number, row in enumerate(rows, 1):
+        figures = traced(call, f"run={run_dir}", f"step={number}")
+        documents = figures["documents"]
+        assert sum(one["images"] for one in documents) == int(row["images"])
+        assert {one["grid"] for one in documents} == {int(row["grid"])}
+        assert figures["row"]["loss"] == row["loss"]
+        seen += [(one["source"], one["pack"], one["uid"]) for one in documents]
+    assert len(set(seen)) == len(seen)
+    assert Path(figures["page"]).read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+def test_losses_by_the_checkpoint_before_explain_the_steps_loss(call: Run, run_dir: Path) -> None:
+    """Weighted by their targets they give the loss that the run logged for the step."""
+    figures = traced(call, f"run={run_dir}", "step=3", "loss=true")
+    assert figures["judged_by"].endswith("step_00000002.ckpt")
+    losses = [one["loss"] for one in figures["documents"]]
+    assert losses == sorted(losses, reverse=True)
+    # Captions here are of like length, so that the plain mean is close.
+    assert sum(losses) / len(losses) == pytest.approx(float(figures["row"]["loss"]), rel=0.05)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_traced_is_told(call: Run, run_dir: Path, tmp_path: Path) -> None:
+    for words, said in (
+        ((f"run={tmp_path}", "step=1"), "holds no run"),
+        ((f"run={run_dir}", "step=99"), "has 4 steps"),
+        ((f"run={run_dir}", "step=0"), "both start at 1"),
+    ):
+        code, _, err = call("trace", *words)
+        assert code == 2
+        assert said in err
