@@ -64,6 +64,18 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
     return "varlen" if runs else "sdpa"
 
 
+def compute_dtype(embeddings: Tensor) -> torch.dtype:
+    """Give the dtype in which the layers' products run: autocast's where it is on.
+
+    Args:
+        embeddings: what enters the first layer.
+    """
+    device = embeddings.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return embeddings.dtype
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,

@@ -47,6 +47,28 @@ def load_llm(
     return llm
 
 
+def check_head(llm: PreTrainedModel) -> None:
+    """Refuse a model whose logits are more than hidden states times output embedding.
+
+    The loss multiplies target rows by the output embedding itself, so that must be all.
+
+    Raises:
+        ConfigError: with what comes on top.
+    """
+    head = llm.get_output_embeddings()
+    extras = [
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if getattr(llm.config, name, None) not in (None, 1, 1.0)
+    ]
+    extras += ["a bias"] if getattr(head, "bias", None) is not None else []
+    if extras:
+        raise ConfigError(
+            f"the logits of {type(llm).__name__} have {', '.join(extras)} beyond the output "
+            "embedding, which the loss on target rows does not apply; choose another LLM"
+        )
+
+
 def _load(path: str | None) -> PreTrainedModel:
     if not path:
         raise ConfigError(

@@ -5,19 +5,18 @@ V vocabulary. "Flat" positions count over B*T.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model import attention as packed
 from openqwen2vl.model import generation
+from openqwen2vl.model.checkpointing import checkpoint_layers
 from openqwen2vl.model.compiled import compile_blocks, leave_open
 from openqwen2vl.model.last_layer import KEYWORD, ReadRows
+from openqwen2vl.model.llm import check_head
 from openqwen2vl.model.projector import PooledProjector, ProjectorFactory
 from openqwen2vl.model.vision import VisionTower
 
@@ -68,7 +67,7 @@ class MLLM(nn.Module):
                 plain product of hidden states and output embedding.
         """
         super().__init__()
-        _check_head(llm)
+        check_head(llm)
         if attention not in packed.BACKENDS:
             raise ConfigError(f'attention is "{attention}"; choose one of {packed.BACKENDS}')
         if vision.trainable:
@@ -154,7 +153,8 @@ class MLLM(nn.Module):
         read_positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of embedded packs; arguments and result as of ``forward``."""
-        backend = packed.choose_backend(self.attention, embeddings.device, _reckoned_in(embeddings))
+        dtype = packed.compute_dtype(embeddings)
+        backend = packed.choose_backend(self.attention, embeddings.device, dtype)
         if read_positions is not None:
             leave_open(read_positions)
         # use_cache, whatever the config: with a cache, transformers takes a pack for one document.
@@ -192,27 +192,9 @@ class MLLM(nn.Module):
         """Choose what backward works out again instead of keeping it.
 
         Args:
-            mode: ``none``, ``mlp`` for the feed-forwards (three quarters of what a layer keeps, a
-                fifth of its work) or ``full`` for every decoder layer.
-
-        Raises:
-            ConfigError: another mode, or ``mlp`` for layers without a part of that name.
+            mode: as of `checkpointing.checkpoint_layers`.
         """
-        if mode not in ("none", "mlp", "full"):
-            raise ConfigError(f'checkpointing is "{mode}"; choose none, mlp or full')
-        again = partial(checkpoint, use_reentrant=False)
-        for layer in self.decoder_layers:
-            # What a layer reads; transformers renamed its switch on the whole model in version 5.
-            layer.gradient_checkpointing = mode == "full"
-            layer._gradient_checkpointing_func = again
-            feed_forward = getattr(layer, "mlp", None)
-            if mode == "mlp" and feed_forward is None:
-                raise ConfigError(
-                    f"checkpointing=mlp, but a {type(layer).__name__} has no mlp; choose full"
-                )
-            if feed_forward is not None:
-                plain = type(feed_forward).forward.__get__(feed_forward)
-                feed_forward.forward = partial(again, plain) if mode == "mlp" else plain
+        checkpoint_layers(self.decoder_layers, mode)
 
     def compile(self, backend: str = "inductor") -> None:
         """Compile decoder layers and tower blocks in place; see `compiled.compile_blocks`.
@@ -306,27 +288,3 @@ class MLLM(nn.Module):
 def _size(part: nn.Module) -> PartSize:
     counts = [(p.numel(), p.requires_grad) for p in part.parameters()]
     return PartSize(sum(n for n, trains in counts if trains), sum(n for n, _ in counts))
-
-
-def _check_head(llm: PreTrainedModel) -> None:
-    """The loss multiplies target rows by the output embedding itself, so that must be all."""
-    head = llm.get_output_embeddings()
-    extras = [
-        name
-        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
-        if getattr(llm.config, name, None) not in (None, 1, 1.0)
-    ]
-    extras += ["a bias"] if getattr(head, "bias", None) is not None else []
-    if extras:
-        raise ConfigError(
-            f"the logits of {type(llm).__name__} have {', '.join(extras)} beyond the output "
-            "embedding, which the loss on target rows does not apply; choose another LLM"
-        )
-
-
-def _reckoned_in(embeddings: Tensor) -> torch.dtype:
-    """The dtype in which the layers' products run: autocast's where it is on."""
-    device = embeddings.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return embeddings.dtype
