@@ -10,9 +10,9 @@ import polars as pl
 from PIL import Image
 
 from openqwen2vl.curation.examples import Example, draw_examples
+from openqwen2vl.curation.funnel import LOSSES, funnel
 from openqwen2vl.curation.histograms import Histogram, histograms
 from openqwen2vl.curation.request import Curation
-from openqwen2vl.curation.steps import funnel
 from openqwen2vl.formats.errors import ImageError
 from openqwen2vl.formats.images import decode_image
 from openqwen2vl.pages.axes import Mark
@@ -39,6 +39,7 @@ def build_page(curation: Curation, found: Mapping[str, Any]) -> Page:
     sources = list(curation.chosen.sources)
     page = Page("What was kept, and why", f"{', '.join(sources)} in {curation.out}", STYLE + _WIDTH)
     _funnels(page, found, sources)
+    _unreadable(page, curation.out, sources)
     _overlap(page, curation.out, sources)
     _contamination(page, found.get("deduplicate", {}).get("contamination", {}))
     tables = curation.open_inputs()
@@ -63,7 +64,7 @@ def _funnels(page: Page, found: Mapping[str, Any], sources: Sequence[str]) -> No
         told = funnel(found, name)
         whole = told["delivered"]["samples"]
         rows = [Bar(f"{name}: delivered", whole, f"{whole:,}")]
-        for step in ("unreadable", "selection", "deduplicate"):
+        for step in LOSSES:
             for reason, count in told.get(step, {}).items():
                 share = f"-{count:,} ({count / max(whole, 1):.1%})"
                 rows.append(Bar(f"{step}: {reason}", count, share))
@@ -76,6 +77,19 @@ def _funnels(page: Page, found: Mapping[str, Any], sources: Sequence[str]) -> No
         for text, lost in found["select"]["sources"][name]["terms"].items()
     ]
     page.table(["condition", "samples that it loses"], terms)
+
+
+def _unreadable(page: Page, out: Path, sources: Sequence[str]) -> None:
+    """The first of what could not be read, one of each reason and source."""
+    rows = []
+    for name in sources:
+        path = out / "dropped" / f"unreadable-{name}.parquet"
+        if path.exists():
+            first = pl.scan_parquet(path).unique("reason", keep="first", maintain_order=True)
+            rows += [[name, *map(str, row)] for row in first.collect().iter_rows()]
+    if rows:
+        page.section("Not readable", "The first of each reason; dropped/unreadable-* names all.")
+        page.table(["source", "shard", "key", "uid", "reason", "what was found"], rows)
 
 
 def _overlap(page: Page, out: Path, sources: Sequence[str]) -> None:

@@ -10,9 +10,13 @@ from rich.table import Table
 
 from openqwen2vl.commands._curate_config import SCHEMA, read_request
 from openqwen2vl.commands._curate_page import build_page
-from openqwen2vl.curation.steps import STEPS, curate, funnel
+from openqwen2vl.commands._curate_workers import shared_gpus
+from openqwen2vl.curation.funnel import LOSSES, funnel
+from openqwen2vl.curation.score import score_shard
+from openqwen2vl.curation.steps import STEPS, curate
 from openqwen2vl.engine.chosen import Engine, open_engine
 from openqwen2vl.engine.local import Item, Mapper, Result
+from openqwen2vl.engine.placement import Gpus
 
 __all__ = ["SCHEMA", "run"]
 
@@ -32,7 +36,8 @@ def run(config: DictConfig) -> dict[str, object]:
         Progress(console=Console(stderr=True), transient=True) as bar,
         open_engine(config.engine, config.workers) as engine,
     ):
-        found = curate(curation, _with_progress(bar, engine, config.num_gpus), steps)
+        gpus = shared_gpus(curation.scorers)
+        found = curate(curation, _with_progress(bar, engine, config.num_gpus, gpus), steps)
     funnels = {name: told for name in curation.chosen.sources if (told := funnel(found, name))}
     _show(funnels)
     figures: dict[str, object] = {"funnel": funnels, **found}
@@ -44,15 +49,19 @@ def run(config: DictConfig) -> dict[str, object]:
     return {**figures, "seconds": time.perf_counter() - started}
 
 
-def _with_progress(bar: Progress, engine: Engine, num_gpus: float) -> Mapper:
+def _with_progress(bar: Progress, engine: Engine, num_gpus: float, gpus: Gpus) -> Mapper:
     """Give a mapper that tells a bar how far each step is; only scoring wants a GPU."""
 
     def mapper(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         name = function.__name__.replace("_", " ")
         task = bar.add_task(name, total=len(items))
-        share = num_gpus if function.__name__ == "score_shard" else 0.0
+        scores = function is score_shard
         yield from engine(
-            function, items, lambda done, _: bar.update(task, completed=done), num_gpus=share
+            function,
+            items,
+            lambda done, _: bar.update(task, completed=done),
+            num_gpus=num_gpus if scores else 0.0,
+            gpus=gpus if scores else (),
         )
 
     return mapper
@@ -60,9 +69,10 @@ def _with_progress(bar: Progress, engine: Engine, num_gpus: float) -> Mapper:
 
 def _show(funnels: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
     table = Table(box=None)
-    for title in ("source", "delivered", "unreadable", "not selected", "duplicates", "kept"):
+    titles = ("unreadable", "not selected", "duplicates", "not blurred")
+    for title in ("source", "delivered", *titles, "kept"):
         table.add_column(title, justify="left" if title == "source" else "right")
     for name, told in funnels.items():
-        steps = ("delivered", "unreadable", "selection", "deduplicate", "kept")
+        steps = ("delivered", *LOSSES, "kept")
         table.add_row(name, *(f"{sum(told.get(step, {}).values()):,}" for step in steps))
     Console().print(table)

@@ -104,6 +104,11 @@ class Curation:
         return self.out / "scores"
 
     @property
+    def unreadable(self) -> Path:
+        """Give the folder of what could not be read, shard by shard."""
+        return self.out / "unreadable"
+
+    @property
     def chosen(self) -> Selection:
         """Give the selection; one that names no sources keeps every input whole."""
         if self.selection.sources:

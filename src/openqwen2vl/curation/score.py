@@ -21,6 +21,7 @@ from openqwen2vl.curation.scores import (
     stamp,
     write_scores,
 )
+from openqwen2vl.curation.unreadable import Ledger, ledgers
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.rejects import Reject
@@ -61,6 +62,7 @@ class ScoreJob:
         source: name of the corpus.
         tasks: scorers that have no scores of it yet.
         run: jobs of one run have the same scorers, whose weights a process loads once.
+        ledger: takes what cannot be read; None: it is counted alone.
         overwrite: whether scores that were made from something else may go.
     """
 
@@ -68,6 +70,7 @@ class ScoreJob:
     source: str
     tasks: tuple[Task, ...]
     run: str
+    ledger: Ledger | None = None
     overwrite: bool = False
 
     def __str__(self) -> str:
@@ -81,6 +84,7 @@ def score_source(
     folder: Path,
     mapper: Mapper = map_inline,
     overwrite: bool = False,
+    unreadable: Path | None = None,
 ) -> dict[str, list[Path]]:
     """Score every raw shard with every scorer that has no scores of it yet.
 
@@ -95,6 +99,8 @@ def score_source(
         folder: holds the scores of all sources.
         mapper: maps ``score_shard`` over jobs, each of one shard.
         overwrite: whether scores that were made from something else may go.
+        unreadable: holds the ledgers of all sources, as of ``unreadable``: each shard that is read
+            leaves one there; None: what cannot be read is counted alone.
 
     Returns:
         The files of each scorer by its name, in the order of the shards.
@@ -117,7 +123,8 @@ def score_source(
     run = f"{os.getpid()}-{next(_runs)}"
     paths: dict[str, list[Path]] = {scorer.name: [] for scorer in scorers}
     jobs = []
-    for shard in shards:
+    noted = ledgers(unreadable, source, shards) if unreadable else [None] * len(shards)
+    for shard, ledger in zip(shards, noted, strict=True):
         tasks = []
         for scorer, told in known:
             path = score_path(folder, source, scorer.name, shard.stem)
@@ -127,7 +134,12 @@ def score_source(
         if tasks:
             jobs.append(
                 ScoreJob(
-                    shard=shard, source=source, tasks=tuple(tasks), run=run, overwrite=overwrite
+                    shard=shard,
+                    source=source,
+                    tasks=tuple(tasks),
+                    run=run,
+                    ledger=ledger,
+                    overwrite=overwrite,
                 )
             )
     try:
@@ -177,13 +189,18 @@ class _Items:
 
 def _read(job: ScoreJob) -> _Items:
     before = stamp(job.shard)
-    samples, rejects = [], Counter[str]()
+    samples: list[Sample] = []
+    rejects: list[Reject] = []
     for item in read_samples(job.shard, job.source):
         if isinstance(item, Reject):
-            rejects[item.reason] += 1
+            rejects.append(item)
         else:
             samples.append(item)
-    return _Items(samples, dict(sorted(rejects.items())), before)
+    if job.ledger is not None and stamp(job.shard) == before:
+        # Before the scores: where they are, a new start does not read the shard again.
+        job.ledger.write(rejects, before)
+    counts = Counter(reject.reason for reject in rejects)
+    return _Items(samples, dict(sorted(counts.items())), before)
 
 
 def _write(job: ScoreJob, task: Task, items: _Items) -> None:

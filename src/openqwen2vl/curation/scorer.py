@@ -56,6 +56,11 @@ def error_column(scorer: Scorer) -> str:
     return f"{scorer.name}_error"
 
 
+def device_of(scorer: Scorer) -> str:
+    """Give where a scorer runs, as torch writes it; one that does not say runs on the cores."""
+    return str(getattr(scorer, "device", "cpu"))
+
+
 def told(error: Exception) -> str:
     """Give an error's kind and first line, the same in every run: memory addresses are left out."""
     said = f"{type(error).__name__}: {error}".splitlines()[0]

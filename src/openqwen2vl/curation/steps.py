@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,15 +18,18 @@ from openqwen2vl.curation.chain import (
 from openqwen2vl.curation.duplicates.contamination import EvaluationIndex, find_hits
 from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules, Removed, deduplicate
 from openqwen2vl.curation.duplicates.selected import Selected
+from openqwen2vl.curation.funnel import funnel
 from openqwen2vl.curation.preflight import check_request
 from openqwen2vl.curation.request import Curation
 from openqwen2vl.curation.resharding.locate import ScoreColumn
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorers.image import ImageScorer
+from openqwen2vl.curation.selection.carried import brought, is_in_scores
 from openqwen2vl.curation.selection.expression import parse_expression
 from openqwen2vl.curation.selection.select import Rule, export_uids, select
-from openqwen2vl.curation.selection.tables import SourceTables
+from openqwen2vl.curation.selection.tables import IDENTITY, SourceTables
+from openqwen2vl.curation.unreadable import join_ledgers, ledgers, look_through
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.formats.files import atomic_file, publish
@@ -111,7 +115,15 @@ def _score(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[st
         shards = sorted(folder.glob("*.tar"))
         scorers = curation.scorers_of(name)
         if shards and scorers:
-            score_source(shards, name, scorers, curation.scores, mapper, curation.overwrite)
+            score_source(
+                shards,
+                name,
+                scorers,
+                curation.scores,
+                mapper,
+                overwrite=curation.overwrite,
+                unreadable=curation.unreadable,
+            )
         counts[name] = {"shards": len(shards), "scorers": [one.name for one in scorers]}
     return counts
 
@@ -122,6 +134,7 @@ def _select(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[s
     shutil.rmtree(work, ignore_errors=True)
     try:
         counts = select(curation.chosen, curation.open_inputs(), work)
+        _note_unreadable(curation, mapper, work / "dropped")
         # All sources or none, and nothing of a source that is no longer chosen.
         for folder in ("selection", "dropped", "kept"):
             shutil.rmtree(out / folder, ignore_errors=True)
@@ -132,9 +145,22 @@ def _select(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[s
     return {"sources": counts, MADE_OF: selection_is_made_of(curation)}
 
 
+def _note_unreadable(curation: Curation, mapper: Mapper, dropped: Path) -> None:
+    """Write for each source what of its input could not be read; scoring has noted most of it."""
+    for name, rule in curation.chosen.sources.items():
+        shards = sorted(curation.inputs[rule.input].glob("*.tar"))
+        parts = ledgers(curation.unreadable, rule.input, shards)
+        for _ in mapper(look_through, [part for part in parts if not part.is_current()]):
+            pass
+        if parts:
+            join_ledgers(parts, dropped / f"unreadable-{name}.parquet")
+
+
 def _deduplicate(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
     out = curation.out
     demand("select", found.get("select", {}), selection_is_made_of(curation))
+    for path in (out / "dropped").glob("reshard-*.parquet"):
+        path.unlink()  # of shards that other samples will take the place of
     selections = [
         Selected(name, out / "selection" / f"{name}.parquet", rule.input)
         for name, rule in curation.chosen.sources.items()
@@ -200,7 +226,9 @@ def _reshard(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[
                 "samples": made.samples,
                 "bytes": made.bytes,
                 "blurred": made.blurred,
+                "dropped": made.dropped,
             }
+            made.write_dropped(curation.out / "dropped" / f"reshard-{name}.parquet")
     return counts
 
 
@@ -218,38 +246,20 @@ def _clear_others(curation: Curation) -> None:
 
 
 def _carried(curation: Curation, tables: SourceTables, rule: Rule) -> tuple[ScoreColumn, ...]:
-    """Name the scores that the selection looked at; those of tables stay where they are."""
-    columns = tables.resolve(parse_expression(rule.keep).columns)
-    return tuple(
+    """Name the scores that the selection looked at; brought ones went along with the samples."""
+    columns = tables.resolve(
+        word for word in parse_expression(rule.keep).columns if word not in IDENTITY
+    )
+    scored = [
         ScoreColumn(column.own, curation.scores / rule.input / column.place)
         for column in columns.values()
-        if column.place in tables.spine.places and column.how == "as it stands"
-    )
-
-
-def funnel(found: Mapping[str, Any], name: str) -> dict[str, dict[str, int]]:
-    """Give what a source lost at each step, by reason.
-
-    Args:
-        found: as ``curate`` returns it.
-        name: of the source.
-
-    Returns:
-        ``delivered``: all samples; then ``unreadable``, ``selection`` and ``deduplicate`` with what
-        each lost, and ``kept``: those that are left after the last step that was run.
-    """
-    selected = found.get("select", {}).get("sources", {}).get(name)
-    if selected is None:
-        return {}
-    rejects = dict(selected["rejects"])
-    told = {
-        "delivered": {"samples": selected["seen"] + sum(rejects.values())},
-        "unreadable": rejects,
-        "selection": {reason: n for reason, n in selected["dropped"].items() if n},
-        "kept": {"samples": selected["kept"]},
-    }
-    thinned = found.get("deduplicate", {}).get("sources", {}).get(name)
-    if thinned is not None:
-        told["deduplicate"] = {reason: n for reason, n in thinned["dropped"].items() if n}
-        told["kept"] = {"samples": thinned["kept"]}
-    return told
+        if is_in_scores(tables, column)
+    ]
+    # Called as the expression calls them, without the table's name where no other is called so.
+    names = {word: word.rpartition(".")[2] for word in brought(tables, columns)}
+    called = Counter([*names.values(), *(column.name for column in scored)])
+    along = [
+        ScoreColumn(own, label=names[word] if called[names[word]] == 1 else word)
+        for word, own in brought(tables, columns).items()
+    ]
+    return (*scored, *along)

@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
+from multiprocessing.queues import SimpleQueue
 from typing import Protocol, TypeVar
+
+from openqwen2vl.engine.placement import VISIBLE
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -36,6 +39,7 @@ def map_shards(
     items: Sequence[Item],
     workers: int,
     progress: Progress | None = None,
+    gpus: Sequence[str | None] = (),
 ) -> Iterator[Result]:
     """Map a pure function over shards; how many workers there are does not change the results.
 
@@ -44,6 +48,8 @@ def map_shards(
         items: small picklable descriptions of shards; their ``str`` names them in errors.
         workers: processes; 1 works in this one.
         progress: called here after each item.
+        gpus: for each worker the one GPU that it sees, None: as this process does. This process
+            itself sees what it sees, when it works alone.
 
     Yields:
         Results in the order of the items, with few of them waiting.
@@ -52,7 +58,8 @@ def map_shards(
         Exception: what the function raised, with a note that names the item.
         RuntimeError: a worker process died.
     """
-    results = _in_process(function, items) if workers <= 1 else _pooled(function, items, workers)
+    alone = workers <= 1
+    results = _in_process(function, items) if alone else _pooled(function, items, workers, gpus)
     for done, result in enumerate(results, 1):
         if progress is not None:
             progress(done, len(items))
@@ -70,14 +77,22 @@ def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> It
 
 
 def _pooled(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    gpus: Sequence[str | None],
 ) -> Iterator[Result]:
     # Not forks of this process: they would copy the locks of whatever threads run here. The
     # server imports the function's module once, so that starting a worker costs little.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     count = min(workers, max(1, len(items)))
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
+    seen: SimpleQueue[str | None] = context.SimpleQueue()
+    for number in range(count):
+        seen.put(gpus[number] if gpus else None)
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_start_worker, initargs=(seen,)
+    )
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
         for item in items:
@@ -114,9 +129,15 @@ def _take(item: Item, future: Future[Result]) -> Result:
         raise
 
 
-def _start_worker() -> None:
-    """Keep libraries to one thread a worker, and end the worker when its parent is gone."""
+def _start_worker(seen: "SimpleQueue[str | None]") -> None:
+    """Keep libraries to one thread a worker, and end the worker when its parent is gone.
+
+    Args:
+        seen: holds for each worker the GPU that it is to see.
+    """
     os.environ.update(RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    if (gpu := seen.get()) is not None:
+        os.environ[VISIBLE] = gpu  # before anything in here has asked CUDA what there is
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

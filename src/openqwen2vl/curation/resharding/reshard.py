@@ -49,7 +49,8 @@ class ReshardRequest:
         scores: columns that go into ``KEY.json``, under labels where they share a name.
         blur: whether to blur the faces that DataComp's boxes tell of. A sample that has some and
             whose image cannot be decoded is left out of its shard.
-        funnel: what became of the other samples, by step and reason; it goes into the manifest.
+        funnel: what became of the other samples, by step and reason; it goes into the manifest,
+            with what is left out here.
         overwrite: whether shards that ``out`` holds may go.
 
     Raises:
@@ -151,7 +152,8 @@ def _check_scores(request: ReshardRequest, table: KeptTable) -> None:
     for column in request.scores:
         if column.folder is None and column.name not in table.columns:
             raise UserError(
-                f"{request.kept} has no column {column.name}; it has {', '.join(table.columns)}"
+                f"{request.kept} has no column {column.name}; it has {', '.join(table.columns)}: "
+                "select and deduplicate again"
             )
 
 
@@ -249,7 +251,7 @@ def _manifest(request: ReshardRequest, shards: Sequence[NewShard], digest: str) 
     blurred = Counter[str]()
     for shard in shards:
         blurred.update(shard.blur)
-    return ReshardManifest(
+    manifest = ReshardManifest(
         name=request.name,
         source=request.source,
         samples=sum(shard.samples for shard in shards),
@@ -264,3 +266,7 @@ def _manifest(request: ReshardRequest, shards: Sequence[NewShard], digest: str) 
         funnel=dict(request.funnel),
         digest=digest,
     )
+    if not manifest.dropped:
+        return manifest
+    own = {"reshard": manifest.dropped, "kept": {"samples": manifest.samples}}
+    return replace(manifest, funnel={**manifest.funnel, **own})

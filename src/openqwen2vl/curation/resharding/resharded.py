@@ -5,7 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from openqwen2vl.curation.resharding.rewrite import NewShard
+from openqwen2vl.curation.unreadable import SCHEMA
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.manifest import MANIFEST_NAME
@@ -47,6 +51,25 @@ class ReshardManifest:
         """Write ``manifest.json``, atomically; equal manifests are equal bytes."""
         with atomic_file(folder / MANIFEST_NAME) as file:
             file.write((json.dumps(asdict(self), indent=2, sort_keys=True) + "\n").encode())
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many kept samples are in no shard, by reason."""
+        left_out = self.blurred.get("unreadable", 0)
+        return {"unreadable": left_out} if left_out else {}
+
+    def write_dropped(self, path: Path) -> None:
+        """Write a table of the kept samples that are in no shard, atomically, sorted by shard.
+
+        It has the columns of the tables of samples that earlier steps dropped.
+        """
+        why = {"reason": "unreadable", "detail": "its image has faces and cannot be decoded"}
+        rows = [
+            {"shard": raw, "key": key, "uid": uid, **why}
+            for raw, key, uid in sorted(row for shard in self.shards for row in shard.left_out)
+        ]
+        with atomic_file(path) as file:
+            pq.write_table(pa.Table.from_pylist(rows, SCHEMA), file, compression="zstd")
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +36,7 @@ class NewShard:
         sha256: of the file, in hex.
         blur: how many ``pictures`` were blurred, ``faces`` in them, ``bad_boxes``, and pictures
             with faces that are ``unreadable``: their samples are left out. Empty without blurring.
+        left_out: shard, key and uid of each of those samples.
     """
 
     name: str
@@ -43,6 +44,7 @@ class NewShard:
     bytes: int
     sha256: str
     blur: dict[str, int]
+    left_out: list[list[str]] = field(default_factory=list)
 
     def is_in(self, folder: Path) -> bool:
         """Whether a folder has the shard, by name and size."""
@@ -149,6 +151,7 @@ class _Tars:
 
 def _write(job: WriteJob) -> NewShard:
     digest, size, counts = hashlib.sha256(), 0, Counter[str]()
+    left_out: list[list[str]] = []
     with _Tars() as tars, atomic_file(job.path) as file:
         for raw, row in _rows(job):
             sample, picture = renewed(_old(job.source, raw, row, tars), job.blur)
@@ -159,6 +162,8 @@ def _write(job: WriteJob) -> NewShard:
             counts["faces"] += picture.faces
             counts["bad_boxes"] += picture.bad_boxes
             counts["unreadable"] += picture.unreadable
+            if picture.unreadable:
+                left_out.append([raw.stem, row["key"], row["uid"]])
         file.write(END)
         digest.update(END)
         for located in {file.raw: file for files in job.located for file in files}.values():
@@ -166,7 +171,7 @@ def _write(job: WriteJob) -> NewShard:
     size += len(END)
     blurred = dict(counts) if job.blur else {}
     samples = job.samples - counts["unreadable"]
-    shard = NewShard(job.path.name, samples, size, digest.hexdigest(), blurred)
+    shard = NewShard(job.path.name, samples, size, digest.hexdigest(), blurred, left_out)
     with atomic_file(job.note) as note:
         note.write(json.dumps({**asdict(shard), "digest": job.digest()}).encode())
     return shard

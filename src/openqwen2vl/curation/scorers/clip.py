@@ -71,6 +71,11 @@ class ClipScorer:
         self._loaded: ClipModel | None = None
         self._placed = False
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network runs."""
+        return self._device
+
     def __getstate__(self) -> dict[str, Any]:
         """Travel to another process without the weights; they are loaded there."""
         return {**self.__dict__, "_loaded": None, "_placed": False}

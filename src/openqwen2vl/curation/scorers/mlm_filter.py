@@ -78,6 +78,11 @@ class MlmFilterScorer:
         names = [column for m in metrics for column in (m, f"{m}_expected")[: 1 + expected]]
         self.columns: Mapping[str, pa.DataType] = {column: pa.float32() for column in names}
 
+    @property
+    def device(self) -> str:
+        """Where the judge answers, as torch writes it; ``cpu`` for one that does not say."""
+        return str(getattr(self._judge, "device", "cpu"))
+
     def fingerprint(self) -> dict[str, Any]:
         """Give the judge's own, the questions' hash and how answers are decoded and read.
 

@@ -11,32 +11,28 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.measured import Measured, measured_facts
+from openqwen2vl.curation.measured import measured_facts
+from openqwen2vl.curation.selection.carried import (
+    CARRIED,
+    CARRY,
+    brought,
+    measured,
+    needed_later,
+    plain_type,
+)
 from openqwen2vl.curation.selection.expression import EVERYTHING, parse_expression, suggest
 from openqwen2vl.curation.selection.frames import TableError
 from openqwen2vl.curation.selection.predicate import compile_expression
 from openqwen2vl.curation.selection.ranks import rank
-from openqwen2vl.curation.selection.spines import RawShards
-from openqwen2vl.curation.selection.tables import IDENTITY, Column, SourceTables
+from openqwen2vl.curation.selection.tables import IDENTITY, SourceTables
 from openqwen2vl.curation.selection.uids import UidList, read_uids, write_uids
 from openqwen2vl.curation.selection.verdicts import Question, Verdicts
 from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.formats.files import atomic_file
 
-CARRIED: Mapping[str, pa.DataType] = {
-    "sha256": pa.binary(),
-    "phash": pa.uint64(),
-    "caption_hash": pa.uint64(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "blank_share": pa.float32(),
-}
-"""What later steps need, taken along from the scorers that know it."""
-
 _DROPPED = pa.schema(dict.fromkeys((*IDENTITY, "reason", "detail"), pa.string()))
 _WORDS = ("shard", "reason", "detail")
 _COMPRESSION = {"uid": "none", "sha256": "none", "key": "snappy"}
-_CARRY = "carried "  # no expression can spell it
 
 
 class SelectionError(UserError):
@@ -62,7 +58,8 @@ class Selection:
 
     Attributes:
         sources: by the name that the result goes by; the order is their priority. Without any,
-            every input stays whole, under its own name.
+            every input stays whole, under its own name. Pictures that a scorer of every shard could
+            not decode go all the same.
         lists: ``.npy`` lists of uids by the name that expressions use.
     """
 
@@ -75,8 +72,9 @@ def select(
 ) -> dict[str, dict[str, Any]]:
     """Select the samples of every source.
 
-    ``out/selection/NAME.parquet`` has shard, key and uid of what stays, and of ``CARRIED`` what the
-    scorers know, with who measured it (``measured``); ``out/dropped/select-NAME.parquet`` has shard, key, uid, reason and detail of the
+    ``out/selection/NAME.parquet`` has shard, key and uid of what stays, of ``CARRIED`` what the
+    scorers know, with who measured it (``measured``), and of raw shards what the expression looked
+    at and no file of scores holds (``carried.brought``); ``out/dropped/select-NAME.parquet`` has shard, key, uid, reason and detail of the
     others. Both are in the order of the shards, and the same inputs give the same bytes.
 
     Args:
@@ -151,12 +149,13 @@ def _answer(name: str, question: Question, out: Path) -> dict[str, Any]:
     verdicts = Verdicts(
         question, rank(tables, question.expression, question.predicate, question.columns)
     )
-    carried = _carried(tables)
-    names = {_CARRY + column: column for column in CARRIED if _CARRY + column in carried}
-    schema = pa.schema(
-        [*((n, pa.string()) for n in IDENTITY), *((n, CARRIED[n]) for n in names.values())]
-    )
-    facts = measured_facts(_measured(tables, carried)) if names else {}
+    carried = needed_later(tables)
+    names = {CARRY + column: column for column in CARRIED if CARRY + column in carried}
+    facts = measured_facts(measured(tables, carried)) if names else {}
+    types = {**dict.fromkeys(IDENTITY, pa.string()), **{n: CARRIED[n] for n in names.values()}}
+    for word, own in brought(tables, question.columns).items():
+        names[word], types[own] = own, plain_type(question.columns[word].dtype)
+    schema = pa.schema(types)
     kept_path = out / "selection" / f"{name}.parquet"
     dropped_path = out / "dropped" / f"select-{name}.parquet"
     with _table(kept_path, schema, facts) as kept, _table(dropped_path, _DROPPED, {}) as dropped:
@@ -166,29 +165,6 @@ def _answer(name: str, question: Question, out: Path) -> dict[str, Any]:
             _write(dropped, go.select(_DROPPED.names), _DROPPED)
         _demand_some(name, verdicts)
     return verdicts.figures()
-
-
-def _carried(tables: SourceTables) -> dict[str, Column]:
-    """Find the columns that go along: of scorers that have seen every shard, one for each."""
-    spine = tables.spine
-    if not isinstance(spine, RawShards):
-        return {}
-    return {
-        _CARRY + column: Column(place, column, spine.places[place][column])
-        for column in CARRIED
-        for place in spine.whole
-        if column in spine.places[place]
-    }
-
-
-def _measured(tables: SourceTables, carried: Mapping[str, Column]) -> Measured:
-    """Tell which scorers measured what goes along."""
-    spine = tables.spine
-    if not isinstance(spine, RawShards):
-        return {}
-    places = {column.place for column in carried.values()}
-    found = {place: spine.measured_by(place) for place in sorted(places)}
-    return {column.own: found[column.place] for column in carried.values()}
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import polars as pl
 from openqwen2vl.curation.selection.expression import Expression
 from openqwen2vl.curation.selection.predicate import Predicate
 from openqwen2vl.curation.selection.ranks import Ranks
+from openqwen2vl.curation.selection.spines import RawShards
 from openqwen2vl.curation.selection.tables import Column, SourceTables
 from openqwen2vl.curation.selection.uids import UidList
 
 REASONS = ("selection", "unscored", "unreadable")
 """Why a sample goes: a condition is false; none is false but one is unknown, as a score is null;
-the same, and a scorer says that it could not read the sample."""
+the same, and a scorer says that it could not read the sample, or none is false and the picture
+cannot be decoded."""
 
 # Whole numbers that are shown as words: a hundred million rows need not hold the words.
 _REASON = pl.Enum(REASONS)
@@ -42,14 +44,30 @@ class Question:
 
     @property
     def errors(self) -> dict[str, Column]:
-        """Give the columns in which the scorers asked say why they have no score."""
+        """Give the columns in which scorers say why they have no score.
+
+        Of those asked, and of those who saw the pictures: one that cannot be decoded is of no use.
+        """
         places = self.tables.spine.places
         asked = {column.place for column in self.columns.values()} & set(places)
+        asked |= set(self._seers)
         return {
             _ERROR + place: Column(place, f"{place}_error", pl.String())
             for place in sorted(asked)
             if f"{place}_error" in places[place]
         }
+
+    @property
+    def undecoded(self) -> list[str]:
+        """Name those of ``errors`` that tell of pictures which cannot be decoded."""
+        return [_ERROR + place for place in self._seers]
+
+    @property
+    def _seers(self) -> list[str]:
+        """Give the scorers that looked at the picture of every sample."""
+        spine = self.tables.spine
+        whole = spine.whole if isinstance(spine, RawShards) else []
+        return [place for place in whole if {"width", f"{place}_error"} <= set(spine.places[place])]
 
 
 @dataclass
@@ -87,7 +105,12 @@ class Verdicts:
         holds = [term.holds.alias(f"{_TERM}{n}") for n, term in enumerate(terms)]
         judged = piece.with_columns(self._answers(piece)).with_columns(holds)
         names = [f"{_TERM}{n}" for n in range(len(terms))]
-        stays = pl.all_horizontal(names) if len(names) > 1 else pl.col(names[0])
+        # Null, as of a condition that nothing is known of, where the picture cannot be decoded.
+        seen = [
+            pl.when(pl.col(error).is_null()).then(True).alias(error)
+            for error in self.question.undecoded
+        ]
+        stays = pl.all_horizontal(*names, *seen) if len(names) + len(seen) > 1 else pl.col(names[0])
         kept = judged.filter(stays)
         dropped = judged.filter(~stays.fill_null(False)).with_columns(stays=stays)
         dropped = dropped.with_columns(*self._reasons(names))
