@@ -1,5 +1,6 @@
 """What a run has consumed and cost, in files beside its checkpoints."""
 
+import logging
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -8,19 +9,25 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.run_folder import RunFolder
 from openqwen2vl.training.stream import packed_data
 
 from .boundary import ends_step
 
+log = logging.getLogger(__name__)
+
+CPU = "cpu"
 PACKAGES = ("torch", "lightning", "transformers", "timm")
 
 
 class RunRecord(pl.Callback):
-    """Keeps ``run.json`` (state, hardware, device-hours over all restarts) and ``consumed.json``.
+    """Keeps ``run.json`` (state, hardware, hours over all restarts) and ``consumed.json``.
 
-    The hours of a killed run are those up to its last record; a resumed one goes on counting.
+    The hours of a killed run are those up to its last record; a resumed one goes on counting, and
+    one that is resumed into another folder counts on from its checkpoint. Where the Trainer has
+    ``max_gpu_hours``, the run ends at the first global batch that reaches them, with a checkpoint.
 
     Args:
         every_minutes: how often both files are brought up to date.
@@ -28,15 +35,40 @@ class RunRecord(pl.Callback):
 
     def __init__(self, every_minutes: float = 1.0) -> None:
         self.every_minutes = every_minutes
-        self._hours_before = 0.0
+        self._before: dict[str, float] = {}
         self._started = self._written = time.monotonic()
+        self._spent = False
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take over the hours that the checkpoint had cost."""
+        cost = checkpoint.get("openqwen2vl", {}).get("cost", {})
+        self._before = dict(cost.get("hours_by_device", {}))
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Give the hours to the facts, which the module writes next."""
+        assert isinstance(pl_module, MLLMModule)
+        pl_module.facts["cost"] = self._cost(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the hours of earlier starts."""
+        """Take over the hours of earlier starts.
+
+        Raises:
+            ConfigError: they are as many as the run may take.
+        """
         self._started = time.monotonic()
-        if trainer.is_global_zero and trainer.global_step:
-            self._hours_before = float(
-                self._folder(trainer).read_json("run.json").get("device_hours", 0.0)
+        told = self._folder(trainer).read_json("run.json") if trainer.global_step else {}
+        hours = dict(told.get("hours_by_device", {}))
+        # A folder knows of work that was lost with a kill; a checkpoint does not.
+        if sum(hours.values()) > sum(self._before.values()):
+            self._before = hours
+        if self._reached(trainer, pl_module):
+            raise ConfigError(
+                f"the run has taken {sum(self._before.values()):.4g} GPU-hours, "
+                f"trainer.max_gpu_hours is {_limit(trainer)}; give it more to go on"
             )
         self._write(trainer, pl_module, "running")
 
@@ -48,9 +80,19 @@ class RunRecord(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Bring the files up to date now and then."""
-        late = time.monotonic() - self._written >= 60 * self.every_minutes
-        if ends_step(trainer, batch_idx) and late:
+        """Bring the files up to date now and then; stop when the hours are spent."""
+        if not ends_step(trainer, batch_idx):
+            return
+        if self._reached(trainer, pl_module):
+            trainer.should_stop = self._spent = True
+            if trainer.is_global_zero:
+                log.info(
+                    "step %d: trainer.max_gpu_hours=%g are spent; the run saves and ends, and "
+                    "resume=last with more of them goes on",
+                    trainer.global_step,
+                    _limit(trainer),
+                )
+        if time.monotonic() - self._written >= 60 * self.every_minutes:
             self._write(trainer, pl_module, "running")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -58,23 +100,46 @@ class RunRecord(pl.Callback):
         done = trainer.global_step >= trainer.max_steps
         self._write(trainer, pl_module, "finished" if done else "stopped")
 
+    def _reached(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
+        """Tell whether the hours are spent, on all ranks alike: their clocks differ."""
+        limit = _limit(trainer)
+        if limit is None:
+            return False
+        spent = sum(self._hours(trainer, module).values()) >= limit
+        return bool(trainer.strategy.reduce_boolean_decision(spent, all=False))
+
+    def _hours(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
+        """Hours of devices by their name, of this start and those before."""
+        name = _device(module)
+        mine = (time.monotonic() - self._started) / 3600 * trainer.world_size
+        return {**self._before, name: self._before.get(name, 0.0) + mine}
+
+    def _cost(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        """What the run has taken so far; on a CPU an hour is that of one process."""
+        hours = self._hours(trainer, module)
+        return {
+            "device": _device(module),
+            "devices": trainer.world_size,
+            "device_hours": sum(hours.values()),
+            "gpu_hours": sum(value for name, value in hours.items() if name != CPU),
+            "cpu_hours": hours.get(CPU, 0.0),
+            "hours_by_device": hours,
+        }
+
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, state: str) -> None:
         self._written = time.monotonic()
         if not trainer.is_global_zero:
             return
         assert isinstance(module, MLLMModule)
         folder = self._folder(trainer)
-        hours = (self._written - self._started) / 3600 * trainer.world_size
-        cuda = module.device.type == "cuda"
         folder.write_json(
             "run.json",
             {
                 "state": state,
+                "stopped_by": "trainer.max_gpu_hours" if self._spent else None,
                 "step": trainer.global_step,
                 "steps": trainer.max_steps,
-                "device": torch.cuda.get_device_name() if cuda else "cpu",
-                "devices": trainer.world_size,
-                "device_hours": self._hours_before + hours,
+                **self._cost(trainer, module),
                 "versions": {name: version(name) for name in PACKAGES},
                 "loss": module.last_row.get("loss"),
             },
@@ -84,3 +149,13 @@ class RunRecord(pl.Callback):
     @staticmethod
     def _folder(trainer: pl.Trainer) -> RunFolder:
         return RunFolder(Path(trainer.default_root_dir))
+
+
+def _limit(trainer: pl.Trainer) -> float | None:
+    """Hours that the run may take; Lightning's own Trainer knows no such bound."""
+    limit: float | None = getattr(trainer, "max_gpu_hours", None)
+    return limit
+
+
+def _device(module: pl.LightningModule) -> str:
+    return torch.cuda.get_device_name() if module.device.type == "cuda" else CPU

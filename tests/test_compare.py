@@ -1,7 +1,7 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.runs import Run, assert_one_message
+from support.scored import HEAD, write_scores
 
 from openqwen2vl.evaluation.comparison import (
     Settings,
@@ -20,35 +21,6 @@ from openqwen2vl.evaluation.conclusion import sentence
 from openqwen2vl.evaluation.pairing import Pair, pair_scores
 from openqwen2vl.evaluation.score_files import read_scores
 from openqwen2vl.evaluation.statistics import PairedTable
-
-HEAD = {
-    "benchmark": "mmbench",
-    "protocol": "standard",
-    "protocol_version": 1,
-    "file_hash": "f00d",
-    "decoding": {"max_new_tokens": 16, "greedy": True},
-    "template_hash": "cafe",
-    "model_hash": "1",
-    "metrics": {},
-}
-
-
-def write_scores(
-    folder: Path,
-    correct: Sequence[float],
-    clusters: Sequence[object] | None = None,
-    **head: object,
-) -> Path:
-    """Write what `evaluate` leaves for one benchmark; give the file of rows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = range(len(correct)) if clusters is None else clusters
-    lines = [
-        json.dumps({"id": f"q{i}", "cluster": str(name), "correct": value, "read": "A", "how": "x"})
-        for i, (value, name) in enumerate(zip(correct, names, strict=True))
-    ]
-    (folder / "scored.jsonl").write_text("".join(line + "\n" for line in lines))
-    (folder / "scores.json").write_text(json.dumps({**HEAD, "n": len(correct), **head}))
-    return folder / "scored.jsonl"
 
 
 def figures(told: tuple[int, str, str]) -> dict[str, Any]:
@@ -167,6 +139,21 @@ def test_unlike_scores_are_refused_with_what_parts_them(
     b = write_scores(tmp_path / "b", [1, 1], **change)
     told = call("compare", f"a={a}", f"b={b}")
     assert_one_message(told, message, "unlike scores are not compared")
+
+
+def test_numbers_do_not_part_scores_but_are_told(tmp_path: Path, call: Run) -> None:
+    told = "mmbench: a was reckoned in bfloat16, b in float32, which alone may change a few answers"
+    a = write_scores(tmp_path / "a", [1, 0], dtype="bfloat16")
+    b = write_scores(tmp_path / "b", [1, 1], dtype="float32")
+    found = figures(call("compare", f"a={a}", f"b={b}", "json=true"))
+    assert told in found["remarks"]
+    # As heads said it at first.
+    old = {"decoding": {**HEAD["decoding"], "dtype": "float32"}}
+    old_b = write_scores(tmp_path / "old", [1, 1], **old)
+    assert told in call("compare", f"a={a}", f"b={old_b}")[1]
+    assert "reckoned" not in call("compare", f"a={b}", f"b={old_b}")[1]
+    unsaid = write_scores(tmp_path / "unsaid", [1, 1])
+    assert "b in numbers that its scores do not name" in call("compare", f"a={a}", f"b={unsaid}")[1]
 
 
 def test_all_that_parts_scores_is_in_one_message_and_the_model_does_not_part_them(

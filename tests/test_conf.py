@@ -58,7 +58,7 @@ def test_every_target_is_ours_or_lightnings_or_torchs(path: Path) -> None:
 @pytest.mark.parametrize("verb", verbs())
 def test_a_commands_primary_holds_the_keys_that_its_schema_names(verb: str) -> None:
     schema = import_module(f"openqwen2vl.commands.{verb}").SCHEMA
-    overrides = ("stage=pretrain",) if verb == "train" else ()
+    overrides = ("stage=pretrain",) if verb in ("train", "plan") else ()
     config = composed(*overrides, name=verb)
     assert {str(key) for key in config} == set(schema.keys)
     try:
@@ -77,7 +77,7 @@ def test_a_no_is_not_taken_for_a_yes(verb: str) -> None:
     switches = [key for key, value in shipped.items() if isinstance(value, bool)]
     assert "json" in switches
     for key in switches:
-        stage = ("stage=pretrain",) if verb == "train" else ()
+        stage = ("stage=pretrain",) if verb in ("train", "plan") else ()
         with pytest.raises(ConfigError, match=f"{key} is 'no'; expected true or false"):
             check(composed(*stage, f"{key}=no", name=verb), schema)
 

@@ -191,6 +191,7 @@ def test_finished_questions_are_not_asked_again(
         ({"benchmark": "mmstar"}, "benchmark drawn there, mmstar here"),
         ({"file_hash": "e" * 64}, "file_hash"),
         ({"decoding": {"method": "sampled"}}, "decoding"),
+        ({"dtype": "bfloat16"}, "dtype None there, bfloat16 here"),
         ({"protocol": "oqvl-paper"}, "protocol standard there, oqvl-paper here"),
     ],
 )

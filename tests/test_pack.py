@@ -56,7 +56,7 @@ def test_the_figures_are_those_of_the_manifest(config, capsys):
     [
         ("part", "0.9", "expected lo:hi"),
         ("grid", 40, "grid 40 makes 1600 tokens an image; the context of 256 holds none"),
-        ("template", "nope", "there are open_qwen2vl_v1, qwen2_5"),
+        ("template", "nope", "there are open_qwen2vl_v1, open_qwen2vl_v2, qwen2_5"),
         ("tokenizer", "./nope", "no tokenizer folder ./nope"),
         ("input", "/nope", "no folder /nope"),
         ("validation", 1.5, "validation is 1.5"),

@@ -1,5 +1,6 @@
 """Files of answers: what ranks leave behind is taken in once, and what is not ours is refused."""
 
+import gc
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.asking import HEADER
 
-from openqwen2vl.evaluation.predictions import Answered, Header, read_predictions
+from openqwen2vl.evaluation.collector import uncollected
+from openqwen2vl.evaluation.predictions import (
+    Answered,
+    Header,
+    json_line,
+    parse_line,
+    read_predictions,
+)
 from openqwen2vl.evaluation.unfinished import Unfinished
 from openqwen2vl.formats.errors import UserError
 
@@ -142,3 +150,54 @@ def test_a_header_without_a_version_we_know_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(record) + "\n")
     with pytest.raises(UserError, match="lacks decoding"):
         read_predictions(path)
+
+
+def test_numbers_that_an_old_header_names_among_decoding_are_found(tmp_path: Path) -> None:
+    here = replace(HERE, n=1, dtype="bfloat16")
+    old = json.loads(here.line())
+    old["decoding"]["dtype"] = old.pop("dtype")
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(f"{json.dumps(old)}\n".encode() + answer("q0").line())
+    assert read_predictions(path) == (here, [answer("q0")])
+    store = started(tmp_path, header=here)  # and such a run goes on
+    assert store.finished() == {"q0"}
+    store.close()
+    with pytest.raises(UserError, match="dtype bfloat16 there, float32 here"):
+        started(tmp_path, header=replace(here, dtype="float32"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    value=st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers(-(2**63), 2**64 - 1)
+        | st.floats(allow_nan=False)
+        | st.text(st.characters(exclude_categories=())),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+        max_leaves=12,
+    )
+)
+def test_a_line_is_read_as_the_standard_library_reads_it(value: object) -> None:
+    """Infinities and lone halves of surrogate pairs too, which stricter readers refuse."""
+    line = json_line({"value": value})
+    assert parse_line(line) == json.loads(line)
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"nonsense", b'{"a": 1} x', b"\xff\xfe", b"[1,]"])
+def test_what_is_no_json_is_no_line(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r"Expecting|Extra|Illegal|codec"):
+        parse_line(line)
+
+
+def test_the_collector_is_as_it_was(tmp_path: Path) -> None:
+    for was in (True, False):
+        (gc.enable if was else gc.disable)()
+        try:
+            with uncollected():
+                assert not gc.isenabled()
+            with pytest.raises(UserError):
+                read_predictions(tmp_path)
+            assert gc.isenabled() is was
+        finally:
+            gc.enable()

@@ -39,9 +39,10 @@ def header_of(name, reading, **changes):
         protocol="standard",
         protocol_version=protocol("standard").version,
         template_hash="t",
-        decoding={"method": "greedy", "dtype": "float32"},
+        decoding={"method": "greedy"},
         model_hash="m",
         model="tiny",
+        dtype="float32",
     )
     return replace(made, **changes)
 
@@ -69,7 +70,7 @@ def test_scores_say_what_was_scored_and_how(tmp_path, reading):
     scores = score_file(write(tmp_path / "out", header, rows))
     head = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert head == scores.head
-    told = ("benchmark", "protocol", "protocol_version", "file_hash", "n", "decoding", "model_hash")
+    told = ("benchmark", "protocol", "protocol_version", "file_hash", "n", "decoding", "dtype")
     assert all(head[name] == getattr(header, name) for name in told)
     assert head["headline"] in head["metrics"]
     assert head["counts"]["failed"] == 1

@@ -229,6 +229,6 @@ def test_templates_have_hashes_of_their_content():
 
 def test_an_unknown_template_is_told_with_those_there_are():
     with pytest.raises(
-        ConfigError, match="template is 'chatml'; there are open_qwen2vl_v1, qwen2_5"
+        ConfigError, match="template is 'chatml'; there are open_qwen2vl_v1, open_qwen2vl_v2"
     ):
         template("chatml")

@@ -1,6 +1,7 @@
 """Mini benchmarks of 12 to 20 rows in the public schemas: drawn pictures, questions of our own."""
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,31 +9,36 @@ from typing import Any
 from openqwen2vl.corpus.questions import NO, YES, Question, choice_questions, yes_no_question
 from openqwen2vl.corpus.render import jpeg, render
 from openqwen2vl.corpus.scenes import COLOURS, WORDS, Scene, Sign, caption, draw_scene
-from support.mini_files import WRITERS
-
-Rows = list[dict[str, Any]]
+from support.mini_files import DATA, WRITERS, Rows
 
 
 def write_mini(root: Path, data: str, form: str = "parquet", split: str | None = None) -> Path:
-    """Write one mini benchmark where ``data_root=root`` finds it; gives the file.
+    """Write one of ``MINI`` where ``data_root=root`` finds it; gives the file.
+
+    What lies in ``DATA`` is copied from there, other forms and splits are drawn anew.
 
     Args:
         root: the data root.
-        data: which, one of ``MINI``.
         form: ``parquet``, ``tsv`` or ``jsonl``.
-        split: the file's split; the evaluated one when not given.
+        split: the evaluated one when not given.
     """
-    evaluated, make = MINI[data]
-    split = split or evaluated
-    folder = root / data
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = make(random.Random(f"{data}/{split}"))
+    split = split or MINI[data][0]
+    (root / data).mkdir(parents=True, exist_ok=True)
+    path = root / data / f"{split}-00000-of-00001.{form}"
+    if (there := DATA / data / path.name).exists():
+        shutil.copyfile(there, path)
+    else:
+        WRITERS[form](path, mini_rows(data, split))
+    return path
+
+
+def mini_rows(data: str, split: str) -> Rows:
+    """Draw the rows of a mini benchmark, the same each time; pictures are JPEG bytes."""
+    rows = MINI[data][1](random.Random(f"{data}/{split}"))
     if split == "train":
         for row in rows:
             row.update({name: f"t{row[name]}" for name in ("id", "question_id") if name in row})
-    path = folder / f"{split}-00000-of-00001.{form}"
-    WRITERS[form](path, rows)
-    return path
+    return rows
 
 
 def _picture(scene: Scene, rng: random.Random) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+DATA = Path(__file__).parents[1] / "data" / "benchmarks"
+"""Holds the evaluated splits as files; ``support.mini_data`` writes them."""
+
 Rows = list[dict[str, Any]]
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

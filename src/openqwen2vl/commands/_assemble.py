@@ -1,19 +1,29 @@
 """Builds the parts of a run from a composed config; shared by the commands."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from openqwen2vl.formats.errors import CheckpointError, ConfigError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
-from openqwen2vl.release.folder import read_model_folder
-from openqwen2vl.training.checkpoint import load_weights, newest, read_facts, read_weights
+from openqwen2vl.release.opened import known_facts
+from openqwen2vl.release.trained import check_tower, initial_weights, load_model
 from openqwen2vl.training.stream import PackedData
+
+__all__ = [
+    "build_model",
+    "check_batches",
+    "check_grids",
+    "check_text",
+    "check_tower",
+    "initial_weights",
+    "load_model",
+    "model_config",
+    "text_facts",
+]
 
 
 def build_model(config: DictConfig, vocab_size: int) -> MLLM:
@@ -38,88 +48,6 @@ def model_config(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {key: plain[key] for key in keys}
-
-
-def load_model(path: Path) -> tuple[MLLM, dict[str, Any]]:
-    """Rebuild a trained model from a run's checkpoint, or the newest of a run folder.
-
-    Returns:
-        The model with its weights, and the facts that the run wrote.
-
-    Raises:
-        CheckpointError: no such checkpoint, or its frozen tower is another one here.
-    """
-    path = newest(path)
-    facts = read_facts(path)
-    config = OmegaConf.create(facts["model"])
-    # The checkpoint holds every weight but a frozen tower's, so nothing else is looked up.
-    config.llm = {
-        "_target_": "openqwen2vl.model.llm.load_llm",
-        "pretrained": False,
-        "config": facts["llm_config"],
-    }
-    config.vision.pretrained = config.vision.pretrained and not config.trainable.vision
-    model = build_model(config, facts["vocab_size"])
-    load_weights(model, read_weights(path), path)
-    check_tower(model, facts, path)
-    model.projector.grid = facts["phases"][-1]["grid"]
-    return model, facts
-
-
-def check_tower(model: MLLM, facts: Mapping[str, Any], path: Path) -> None:
-    """Refuse a checkpoint that was trained on another frozen tower.
-
-    A tower that an earlier stage trained and this run froze lies in that stage's checkpoint; it
-    is fetched from there.
-
-    Raises:
-        CheckpointError: with both names and hashes.
-    """
-    there = facts["tower"]
-    if there["hash"] is None or model.vision.trainable:
-        return
-    if model.vision.weights_hash() != there["hash"] and facts["init_from"] is not None:
-        _load_tower(model, _read_any(Path(facts["init_from"])), Path(facts["init_from"]))
-    here = model.vision.weights_hash()
-    if here != there["hash"]:
-        raise CheckpointError(
-            f"{path} was trained on the frozen tower {there['name']} with weights "
-            f"{there['hash']}, here they are {here}; compose that tower (vision=...)"
-        )
-
-
-def initial_weights(model: MLLM, path: Path) -> None:
-    """Start from another run's weights (`init_from`).
-
-    Args:
-        model: that takes them.
-        path: a checkpoint, a run folder (its newest checkpoint) or a model folder.
-
-    Raises:
-        CheckpointError: nothing loadable there, or another model.
-    """
-    weights = _read_any(path)
-    if not _load_tower(model, weights, path) and not _is_model_folder(path):
-        check_tower(model, read_facts(newest(path)), path)
-    load_weights(model, weights, path)
-
-
-def _load_tower(model: MLLM, weights: Mapping[str, Tensor], source: Path) -> bool:
-    """Fill a tower that is frozen here from weights that hold one; tells whether they did."""
-    prefix = "vision."
-    found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-    if not found or model.vision.trainable:
-        return bool(found)
-    load_weights(model.vision, found, source)
-    return True
-
-
-def _read_any(path: Path) -> dict[str, Tensor]:
-    return read_model_folder(path) if _is_model_folder(path) else read_weights(newest(path))
-
-
-def _is_model_folder(path: Path) -> bool:
-    return (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
 
 
 def check_grids(data: PackedData, model: MLLM) -> None:
@@ -152,9 +80,10 @@ def check_text(data: PackedData, path: Path) -> None:
     Raises:
         CheckpointError: with both hashes.
     """
-    if _is_model_folder(path):
+    known = known_facts(path)
+    if known is None:
         return
-    learnt, here = read_facts(newest(path))["text"], text_facts(data)
+    learnt, here = known["text"], text_facts(data)
     unlike = [f"{name} {learnt[name]} there, {here[name]} here" for name in here]
     if learnt != here:
         raise CheckpointError(

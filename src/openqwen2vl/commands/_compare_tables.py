@@ -59,10 +59,24 @@ def remarks(found: Sequence[Comparison], paired: Paired) -> list[str]:
                 f"{pair.benchmark}: compared is {_METRICS[pair.metric]}, its usual figure is "
                 f"{pair.headline}{hint}"
             )
+    told += _numbers(paired)
     for side, alone in (("a", paired.only_a), ("b", paired.only_b)):
         if alone:
             told.append(f"not compared, only in {side}: {', '.join(alone)}")
     return told
+
+
+def _numbers(paired: Paired) -> list[str]:
+    """Say where the two were not reckoned in the same numbers, in a line for each two."""
+    unlike: dict[tuple[str, str], list[str]] = {}
+    for pair in paired.pairs:
+        a, b = (dtype or "numbers that its scores do not name" for dtype in pair.dtypes)
+        if pair.dtypes[0] != pair.dtypes[1]:
+            unlike.setdefault((a, b), []).append(pair.benchmark)
+    return [
+        f"{', '.join(names)}: a was reckoned in {a}, b in {b}, which alone may change a few answers"
+        for (a, b), names in unlike.items()
+    ]
 
 
 def show(

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from openqwen2vl.commands._evaluate_config import GENERATE, effort, folder, sampling
-from openqwen2vl.commands._judge import load_trained
 from openqwen2vl.curation.scorers.weights import DTYPES, weights_hash
 from openqwen2vl.evaluation.asking import put
 from openqwen2vl.evaluation.benchmarks.benchmark import Benchmark, Reading
@@ -25,6 +24,7 @@ from openqwen2vl.evaluation.protocols import protocol
 from openqwen2vl.evaluation.subject import Subject
 from openqwen2vl.evaluation.unfinished import Unfinished
 from openqwen2vl.formats.errors import UserError
+from openqwen2vl.release.trained import load_trained
 from openqwen2vl.training.checkpoint import newest
 from openqwen2vl.training.launch import leave_with_launcher, rank, spawn, tail_overrides
 from openqwen2vl.training.strategy import ddp, single
@@ -60,7 +60,7 @@ def ask(
     """
     leave_with_launcher()
     trainer = _trainer(config, processes)
-    subject = open_subject(folder(config.model.path), config.tokenizer)
+    subject = open_subject(folder(config.model.path), config.tokenizer, config.template)
     numbers = _narrow(subject, config.dtype, trainer.strategy.root_device)
     words = protocol(config.protocol)
     for name, (benchmark, reading) in readings.items():
@@ -71,9 +71,10 @@ def ask(
             protocol=words.name,
             protocol_version=words.version,
             template_hash=subject.template.hash,
-            decoding={**_decoding(config), "dtype": numbers},
+            decoding=_decoding(config),
             model_hash=subject.hash,
             model=subject.name,
+            dtype=numbers,
         )
         questions = Questionnaire(
             asked=put(reading.questions, partial(benchmark.prompt, protocol=words), subject),
@@ -90,17 +91,18 @@ def ask(
             _tell(store.path, answers, reading.notes)
 
 
-def open_subject(model: Path, tokenizer: str | None) -> Subject:
+def open_subject(model: Path, tokenizer: str | None, template: str | None = None) -> Subject:
     """Open what can be asked; the one place that knows which forms of a model there are.
 
     Args:
-        model: a run's folder or a checkpoint.
-        tokenizer: folder or hub name; None is where the run found it.
+        model: a run's folder, a checkpoint or a model folder.
+        tokenizer: folder or hub name; None is where the model says it is.
+        template: of its conversations, by name; None is what the model says.
 
     Raises:
         CheckpointError: nothing of that kind there.
     """
-    trained = load_trained(model, tokenizer)
+    trained = load_trained(model, tokenizer, template)
     # The same weights at another grid are another model.
     name = f"{weights_hash(trained.model.weights())}-g{trained.model.projector.grid}"
     trained.model.eval()

@@ -12,14 +12,15 @@ from openqwen2vl.evaluation.benchmarks.known import BENCHMARKS
 from openqwen2vl.evaluation.generate import Effort
 from openqwen2vl.evaluation.protocols import EvaluationProtocol, protocol
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.templates import template
 from openqwen2vl.model.generation import Sampling
 
 GENERATE, SCORE = "generate", "score"
 # What each step cannot do without; fetch=true needs none of it.
 _NEEDED = {GENERATE: ("model", "data_root", "out"), SCORE: ("out",)}
 _KEYS = (
-    "benchmark model data_root out protocol only fetch overwrite tokenizer temperature top_p seed "
-    "dtype batch_size batch_tokens data trainer json"
+    "benchmark model data_root out protocol only fetch overwrite tokenizer template temperature "
+    "top_p seed dtype batch_size batch_tokens data trainer json"
 )
 
 
@@ -102,6 +103,11 @@ def _given(config: DictConfig) -> None:
         raise ConfigError(f"{', '.join(missing)}: must be given")
 
 
+def _known_template(config: DictConfig) -> None:
+    if config.template is not None:
+        template(config.template)
+
+
 def _possible_numbers(config: DictConfig) -> None:
     effort(config)
     for key, low, high in (("temperature", 0, 100), ("top_p", 1e-6, 1)):
@@ -120,5 +126,5 @@ SCHEMA = Schema(
         "seed": int,
     },
     parts=("model", "data", "trainer"),
-    rules=(_possible_steps, _asked_as_defined, _given, _possible_numbers),
+    rules=(_possible_steps, _asked_as_defined, _given, _known_template, _possible_numbers),
 )

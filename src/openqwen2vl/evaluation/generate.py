@@ -85,7 +85,6 @@ class Answering(pl.LightningModule):
         self._subject, self.questions, self.store = subject, questions, store
         self._sampling, self._effort = sampling, effort
         self._report = report or (lambda done, total: None)
-        self._special = special_tokens(subject.tokenizer)
         self._done = self._total = 0
 
     def setup(self, stage: str) -> None:
@@ -131,7 +130,7 @@ class Answering(pl.LightningModule):
                 "data_root, the answers so far are kept"
             )
         try:
-            found = self._answers(batch.asked, batch.images)
+            found = answer(self._subject, batch.asked, batch.images, self._sampling)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{len(batch.asked)} questions of up to {max(o.tokens for o in batch.asked):,} "
@@ -148,37 +147,6 @@ class Answering(pl.LightningModule):
         self.store.add(outputs)
         self._done += len(outputs)
         self._report(self._done, self._total)
-
-    def _answers(self, asked: Sequence[Asked], images: Tensor) -> list[Answered]:
-        if not asked:
-            return []
-        prompts = [one.ids for one in asked]
-        if asked[0].options:
-            judged = self.model.option_logprobs(
-                prompts, [one.options for one in asked], images, self._special.image
-            )
-            return [
-                _answered(one, logprobs=tuple(found))
-                for one, found in zip(asked, judged, strict=True)
-            ]
-        ids = self.model.generate(
-            prompts,
-            images,
-            image_id=self._special.image,
-            pad_id=self._special.pad,
-            eos_ids=asked[0].end_ids,
-            max_new_tokens=asked[0].prompt.max_new_tokens,
-            sampling=self._sampling,
-        )
-        return [
-            _answered(one, output=self._text(found)) for one, found in zip(asked, ids, strict=True)
-        ]
-
-    def _text(self, ids: Sequence[int]) -> str:
-        text: str = self._subject.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return text
 
 
 def generate(trainer: pl.Trainer, answering: Answering) -> list[Answered]:
@@ -206,6 +174,47 @@ def generate(trainer: pl.Trainer, answering: Answering) -> list[Answered]:
         return store.finish([one.question.id for one in answering.questions.asked])
     finally:
         store.close()
+
+
+def answer(
+    subject: Subject, asked: Sequence[Asked], images: Tensor, sampling: Sampling
+) -> list[Answered]:
+    """Let a model answer a batch: say something, or judge options.
+
+    Args:
+        subject: whom to ask.
+        asked: questions of one kind, as ``batches`` gathers them.
+        images: uint8 (K, S, S, 3), all their pictures in order, on the model's device.
+        sampling: how the next token is drawn.
+    """
+    if not asked:
+        return []
+    prompts, special = [one.ids for one in asked], special_tokens(subject.tokenizer)
+    if asked[0].options:
+        options = [one.options for one in asked]
+        judged = subject.model.option_logprobs(prompts, options, images, special.image)
+        return [
+            _answered(one, logprobs=tuple(found)) for one, found in zip(asked, judged, strict=True)
+        ]
+    ids = subject.model.generate(
+        prompts,
+        images,
+        image_id=special.image,
+        pad_id=special.pad,
+        eos_ids=asked[0].end_ids,
+        max_new_tokens=asked[0].prompt.max_new_tokens,
+        sampling=sampling,
+    )
+    return [
+        _answered(one, output=_text(subject, found)) for one, found in zip(asked, ids, strict=True)
+    ]
+
+
+def _text(subject: Subject, ids: Sequence[int]) -> str:
+    text: str = subject.tokenizer.decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
 
 
 def _answered(

@@ -26,6 +26,7 @@ class Pair:
         clusters: (R,) which question each row is a copy of.
         metric: what the mean of ``a`` and of ``b`` is called: accuracy, or circular.
         headline: the metric that stands for the benchmark; ``metric`` may be another one.
+        dtypes: the numbers that each model was reckoned in; None where its scores do not say.
     """
 
     benchmark: str
@@ -35,6 +36,7 @@ class Pair:
     clusters: NDArray[np.str_]
     metric: str = "accuracy"
     headline: str = "accuracy"
+    dtypes: tuple[str | None, str | None] = (None, None)
 
     def circular(self) -> "Pair":
         """Give one row a question, right when all its copies are: as right as its worst copy."""
@@ -163,4 +165,5 @@ def _joined(a: Scored, b: Scored) -> Pair:
         clusters=clusters,
         # `row` is what a benchmark with copies calls its accuracy.
         headline="accuracy" if headline == "row" else headline,
+        dtypes=(a.head.get("dtype"), b.head.get("dtype")),
     )

@@ -3,6 +3,7 @@
 import ast
 import base64
 import binascii
+import io
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from openqwen2vl.formats.cells import pictures
 from openqwen2vl.formats.errors import ImageError
@@ -31,6 +33,19 @@ class BytesImage:
     def read(self) -> bytes:
         """Give the bytes."""
         return self.data
+
+
+@dataclass(frozen=True)
+class OpenedImage:
+    """A picture that somebody else has decoded, turned upright and made RGB."""
+
+    picture: Image.Image
+
+    def read(self) -> bytes:
+        """Give its pixels as they are: PPM neither loses any nor tells an orientation."""
+        file = io.BytesIO()
+        self.picture.convert("RGB").save(file, "PPM")
+        return file.getvalue()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from openqwen2vl.evaluation.collector import uncollected
 from openqwen2vl.evaluation.questions import Fields
 from openqwen2vl.formats.errors import UserError
 
@@ -27,9 +30,10 @@ class Header:
         protocol: in whose words they were put.
         protocol_version: of it.
         template_hash: of the layout that the model was trained in.
-        decoding: how the next token was chosen, and in which numbers.
+        decoding: how the next token was chosen.
         model_hash: of all weights and the grid.
         model: what the model was called; the one thing that may differ when a run goes on.
+        dtype: the numbers that were reckoned in; None where a file does not say.
     """
 
     benchmark: str
@@ -41,6 +45,7 @@ class Header:
     decoding: Mapping[str, Any]
     model_hash: str
     model: str
+    dtype: str | None = None
 
     def line(self) -> bytes:
         """Give the header as the file holds it."""
@@ -112,9 +117,10 @@ def read_predictions(path: Path) -> tuple[Header, list[Answered]]:
     path = path / NAME if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"no predictions at {path}; openqwen2vl evaluate only=generate makes them")
-    lines = read_lines(path)
-    header = read_header(path, lines.records)
-    rows = [_answered(record) for record in lines.records[1:]]
+    with uncollected():
+        lines = read_lines(path)
+        header = read_header(path, lines.records)
+        rows = [_answered(record) for record in lines.records[1:]]
     if lines.size < path.stat().st_size:
         raise UserError(
             f"{path} ends in half a line: its run was interrupted; go on with only=generate"
@@ -134,7 +140,7 @@ def read_lines(path: Path) -> Lines:
     records = []
     for number, line in enumerate(data[:size].split(b"\n")[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = parse_line(line)
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not JSON ({error})") from error
         if not isinstance(record, dict):
@@ -156,17 +162,17 @@ def read_header(path: Path, records: Sequence[Mapping[str, Any]]) -> Header:
     Raises:
         UserError: they do not, or it is of another version.
     """
-    first = records[0] if records else {}
+    first = own_dtype(records[0]) if records else {}
     if first.get("kind") != KIND or first.get("version") != VERSION:
         raise UserError(
             f"{path} does not begin as {KIND} of version {VERSION}; give a file that "
             "openqwen2vl evaluate wrote"
         )
-    names = [item.name for item in fields(Header)]
+    names = [item.name for item in fields(Header) if item.name != "dtype"]
     missing = [name for name in names if name not in first]
     if missing:
         raise UserError(f"the first line of {path} lacks {', '.join(missing)}")
-    return Header(**{name: first[name] for name in names})
+    return Header(**{name: first[name] for name in names}, dtype=first.get("dtype"))
 
 
 def check_complete(path: Path, there: int, expected: int) -> None:
@@ -190,6 +196,34 @@ def answers(records: Iterable[Mapping[str, Any]]) -> list[Answered]:
 def json_line(record: Mapping[str, Any]) -> bytes:
     """Give a record as a line of plain ASCII, so that no letter of an answer ends it early."""
     return (json.dumps(record) + "\n").encode()
+
+
+def own_dtype(head: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a header or the head of scores with ``dtype`` beside ``decoding``.
+
+    Files of the first days name it in there. How answers are drawn parts scores; in which numbers
+    they were reckoned does not.
+    """
+    decoding = head.get("decoding")
+    if not isinstance(decoding, Mapping) or "dtype" not in decoding:
+        return head
+    others = {name: value for name, value in decoding.items() if name != "dtype"}
+    return {**head, "decoding": others, "dtype": head.get("dtype", decoding["dtype"])}
+
+
+def parse_line(line: bytes) -> Any:
+    """Parse a line of JSON at several times the speed of the standard library, with its results.
+
+    But for whole numbers beyond 64 bits, which become floats.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        # What that one refuses and json writes: NaN, infinities, and halves of surrogate pairs.
+        return json.loads(line)
 
 
 def _answered(record: Mapping[str, Any]) -> Answered:

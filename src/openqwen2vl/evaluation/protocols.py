@@ -50,9 +50,15 @@ PROTOCOLS = {
             "MMBench's absent options, 'nan' in its files, are no options when an answer is read.",
             "MMMU's pictures stand where the question names them, each under its own number.",
             "POPE counts what is neither yes nor no as a missed yes or a wrong no.",
-            "Answers end after 128 tokens where the task file allows more or says nothing, and "
-            "are drawn greedily, Mantis-Eval's too.",
-            "An empty answer is wrong, also where the nearest option would be taken (MathVista).",
+            "Where several answers to a question of MMMU are known, any of them is right; "
+            "lmms-eval looks for the text of their list.",
+            "MathVista's floating-point answers are rounded as asked for; lmms-eval counts all of "
+            "them wrong, since its file writes the number of decimals as 2.0.",
+            "Answers end after 128 tokens where the task file allows more or says nothing, after "
+            "16 for the letters of SEED-Bench and MMStar, and are drawn greedily, Mantis-Eval's "
+            "too.",
+            "An empty answer is wrong, also where the nearest option would be taken (MathVista) or "
+            "people's answer was an article alone (TextVQA, VQAv2, OK-VQA, VizWiz).",
         ),
     ),
     # What the released vlm-evaluation scripts do, kept to explain the paper's figures.

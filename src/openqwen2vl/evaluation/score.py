@@ -8,6 +8,7 @@ from typing import Any
 
 from openqwen2vl.evaluation.benchmarks.benchmark import Benchmark
 from openqwen2vl.evaluation.benchmarks.known import benchmark
+from openqwen2vl.evaluation.collector import uncollected
 from openqwen2vl.evaluation.predictions import Answered, Header
 from openqwen2vl.evaluation.protocols import EvaluationProtocol, protocol
 from openqwen2vl.evaluation.questions import Row
@@ -47,7 +48,8 @@ def score_predictions(header: Header, answered: Sequence[Answered]) -> Scores:
         raise UserError(
             f"{len(answered)} predictions where the header says {header.n}; generate the rest"
         )
-    rows, summary = _score(chosen, answered, words)
+    with uncollected():
+        rows, summary = _score(chosen, answered, words)
     failed = sum(one.error is not None for one in answered)
     head = {
         **asdict(header),

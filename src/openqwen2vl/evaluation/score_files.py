@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openqwen2vl.evaluation.predictions import own_dtype, parse_line
 from openqwen2vl.formats.errors import UserError
 
 ROWS = "scored.jsonl"
@@ -33,7 +34,7 @@ class Scored:
 
     Attributes:
         path: the file of rows.
-        head: what `scores.json` says, at least the names of ``LIKENESS``.
+        head: what `scores.json` says, at least the names of ``LIKENESS``; ``dtype`` beside them.
         ids: (R,) of the rows, none twice.
         clusters: (R,) which question each row is a copy of.
         correct: (R,) float64, from 0 to 1.
@@ -105,7 +106,7 @@ def _read_head(path: Path) -> Mapping[str, Any]:
     missing = [name for name in LIKENESS if name not in told]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; score the predictions again")
-    return told
+    return own_dtype(told)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, float]]:
@@ -113,7 +114,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str, float]]:
         for number, line in enumerate(file, start=1):
             place = f"{path}, line {number}"
             try:
-                record = json.loads(line)
+                record = parse_line(line)
             except ValueError as error:
                 fault = "is not JSON" if line.endswith(b"\n") else "is cut off"
                 raise UserError(f"{place} {fault}; score the predictions again") from error

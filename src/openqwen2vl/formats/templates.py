@@ -30,6 +30,7 @@ class Template:
             in front of everything else.
         chunk_end: whether ``<|endofchunk|>`` stands after each text of an interleaved document;
             else a newline parts a text from what follows.
+        image_glued: whether the newline behind an image of a conversation is left out.
     """
 
     name: str
@@ -38,15 +39,17 @@ class Template:
     assistant_mark: bool
     image_first: bool
     chunk_end: bool = False
+    image_glued: bool = False
 
     @property
     def hash(self) -> str:
         """16 hex digits over every field but the name."""
         fields = asdict(self)
         del fields["name"]
-        # The field came later: where it is not set, packs made before it are still the same.
-        if not self.chunk_end:
-            del fields["chunk_end"]
+        # These fields came later: where one is not set, packs made before it are still the same.
+        for later in ("chunk_end", "image_glued"):
+            if not fields[later]:
+                del fields[later]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -58,6 +61,9 @@ TEMPLATES = {
     # What the released Open-Qwen2VL weights saw (qwen2_prompter.py, the `<image>\n` that the
     # trainer of March 2025 moved to the front, and the packer's `preprocess_obelics_interleaved`).
     "open_qwen2vl_v1": Template("open_qwen2vl_v1", _DEFAULT_SYSTEM, True, False, True, True),
+    # What their trainer has written since May 2025: the image stays behind `<s>`, in its turn, and
+    # the text behind an image loses its first token, which is the newline (`data_utils.py`).
+    "open_qwen2vl_v2": Template("open_qwen2vl_v2", _DEFAULT_SYSTEM, True, False, False, True, True),
 }
 
 
@@ -223,7 +229,7 @@ def _turn(turn: Turn, special: SpecialTokens, template: Template) -> list[_Piece
     pieces: list[_Piece] = []
     if not answer or template.assistant_mark:
         pieces = [_Piece(special.im_start), _Piece(f"{turn.role}\n")]
-    for part in turn.parts:
+    for part in _glued(turn) if template.image_glued else turn.parts:
         if isinstance(part, ImageMark):
             pieces.append(_Piece(special.image))
         elif part:
@@ -236,13 +242,19 @@ def _turn(turn: Turn, special: SpecialTokens, template: Template) -> list[_Piece
 
 def _without_image(turn: Turn) -> Turn:
     """Take the image out, and the newline that followed it."""
+    return Turn(turn.role, tuple(part for part in _glued(turn) if isinstance(part, str)))
+
+
+def _glued(turn: Turn) -> list[Part]:
+    """Give the parts of a turn without the newline that follows an image."""
     parts: list[Part] = []
     after_image = False
     for part in turn.parts:
-        if isinstance(part, str):
-            parts.append(part.removeprefix("\n") if after_image else part)
+        if after_image and isinstance(part, str):
+            part = part.removeprefix("\n")
+        parts.append(part)
         after_image = part is IMAGE
-    return Turn(turn.role, tuple(parts))
+    return parts
 
 
 def _assemble(pieces: list[_Piece], codes: dict[str, list[int]], image: int) -> Encoded:

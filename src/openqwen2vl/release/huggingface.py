@@ -1,17 +1,20 @@
-"""Weight names: ours and those of transformers' LLaVA, in the layout that versions 4 and 5 load.
+"""Weight names: ours and those of transformers' LLaVA, in layouts that versions 4 and 5 load.
 
 Version 5 writes another layout than it reads of old; a folder in that one opens in version 4 with
-a random vision tower and no more than a warning. So the names here are those of before.
+a random vision tower and no more than a warning. So the names here are those of before. Version 5
+renames them for its own classes alone; code that is bundled with a model gets the names that its
+modules have in both.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from openqwen2vl.formats.errors import CheckpointError
 
+EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 _TOWER = "vision_tower.vision_model."
 _LAYER = _TOWER + "encoder.layers."
 _POSITIONS = _TOWER + "embeddings.position_embedding.weight"
@@ -27,15 +30,24 @@ _BLOCK_NAMES = {
     "mlp.fc2": "mlp.fc2",
 }
 _SPLIT = tuple(f"self_attn.{letter}_proj" for letter in "qkv")
-# Prefixes of the other parts. The activation sits between the projector's two maps.
+# Prefixes of the other parts.
 _PREFIXES = {
-    "projector.layers.0.": "multi_modal_projector.linear_1.",
-    "projector.layers.2.": "multi_modal_projector.linear_2.",
-    "llm.": "language_model.",
+    "llm.model.": "language_model.model.",
+    "llm.lm_head.": "language_model.lm_head.",
     "vision.model.patch_embed.proj.": _PATCHES,
+}
+# Names in the files of bundled code, where they differ.
+_BUNDLED = {
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
 }
 _BLOCK = re.compile(r"vision\.model\.blocks\.(\d+)\.(.+)\.(weight|bias)")
 _LAYER_KEY = re.compile(re.escape(_LAYER) + r"(\d+)\.(.+)\.(weight|bias)")
+# The projector's maps count from 1 there; here the activations between them count too.
+_MAP = re.compile(r"projector\.layers\.(\d+)\.(weight|bias)")
+_MAP_KEY = re.compile(r"multi_modal_projector\.linear_(\d+)\.(weight|bias)")
 
 
 def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,28 +64,65 @@ def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         New names to tensors; all but the split, reshaped and filled ones share storage.
 
     Raises:
-        CheckpointError: the tower is no SigLIP, or the projector has not two linear maps.
+        CheckpointError: the tower is no SigLIP, or a weight that a LLaVA has no place for.
     """
     renamed: dict[str, Tensor] = {}
     for key, value in weights.items():
-        block = _BLOCK.fullmatch(key)
-        if block:
-            renamed |= _block_to(block[1], block[2], block[3], value)
-        elif key == "vision.model.pos_embed":
-            renamed[_POSITIONS] = value[0]
-        else:
-            renamed[_swap_prefix(key, _PREFIXES)] = value
-    depth = 1 + max((int(m[1]) for m in map(_BLOCK.fullmatch, weights) if m), default=-1)
-    if depth == 0:
+        renamed |= rename(key, value)
+    return renamed | unused_end(weights)
+
+
+def rename(key: str, value: Tensor) -> dict[str, Tensor]:
+    """Rename one weight; the fused query-key-value map becomes three.
+
+    Raises:
+        CheckpointError: a SigLIP tower or a LLaVA has no place for it.
+    """
+    block, linear = _BLOCK.fullmatch(key), _MAP.fullmatch(key)
+    if block:
+        return _block_to(block[1], block[2], block[3], value)
+    if linear:
+        return {f"multi_modal_projector.linear_{int(linear[1]) // 2 + 1}.{linear[2]}": value}
+    if key == "vision.model.pos_embed":
+        return {_POSITIONS: value[0]}
+    return {_swap_prefix(key, _PREFIXES): value}
+
+
+def unused_end(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the block and the norm behind the features, both passing their input on.
+
+    Args:
+        weights: as ``MLLM.weights()`` gives them; only the tower's last block is looked at.
+
+    Raises:
+        CheckpointError: there is no tower.
+    """
+    blocks = [(int(m[1]), m, v) for k, v in weights.items() if (m := _BLOCK.fullmatch(k))]
+    if not blocks:
         raise CheckpointError("the weights hold no vision tower; pass MLLM.weights()")
-    return renamed | _unused_end(renamed, depth)
+    last = max(number for number, _, _ in blocks)
+    found: dict[str, Tensor] = {}
+    for number, match, value in blocks:
+        if number == last:
+            found |= _block_to(str(last + 1), match[2], match[3], torch.zeros_like(value))
+    norm = weights[f"vision.model.blocks.{last}.norm1.weight"]
+    return found | {
+        f"{_FINAL_NORM}weight": torch.ones_like(norm),
+        f"{_FINAL_NORM}bias": torch.zeros_like(norm),
+    }
+
+
+def bundled_name(name: str) -> str:
+    """Give the name that a weight of the stock layout has in the files of bundled code."""
+    return _swap_prefix(name, {stock: bundled for bundled, stock in _BUNDLED.items()})
 
 
 def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo ``to_huggingface``: the last block, the final norm and SigLIP's own head are left out.
 
     Args:
-        weights: of a LLaVA with a SigLIP tower, in the layout of before version 5.
+        weights: of a LLaVA with a SigLIP tower, in the layout of before version 5 or in that of
+            bundled code. A head that is tied to the embedding may be absent.
 
     Returns:
         Our names to tensors.
@@ -81,30 +130,49 @@ def from_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a name that such a model does not have, or blocks are missing.
     """
+    weights = {_stock_name(key): value for key, value in weights.items()}
     numbers = {int(m[1]) for m in map(_LAYER_KEY.fullmatch, weights) if m}
     if numbers != set(range(len(numbers))) or len(numbers) < 2:
         raise CheckpointError(
             f"the weights hold the vision layers {sorted(numbers)}; a whole tower has at least two, "
             "numbered from 0"
         )
-    back = {theirs: ours for ours, theirs in _PREFIXES.items()}
     renamed: dict[str, Tensor] = {}
     fused: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in weights.items():
         layer = _LAYER_KEY.fullmatch(key)
+        if layer and int(layer[1]) == max(numbers):
+            continue
         if layer and layer[2] in _SPLIT:
             fused.setdefault((layer[1], layer[3]), {})[layer[2]] = value
-        elif layer:
-            renamed[_block_from(layer[1], layer[2], layer[3])] = value
-        elif key == _POSITIONS:
-            renamed["vision.model.pos_embed"] = value[None]
-        elif not key.startswith((_FINAL_NORM, _TOWER + "head.")):
-            renamed[_swap_prefix(key, back)] = value
+        else:
+            renamed.update(_back(key, value))
     for (number, kind), parts in fused.items():
         key = f"vision.model.blocks.{number}.attn.qkv.{kind}"
         renamed[key] = torch.cat([parts[name] for name in _SPLIT])
-    unused = f"vision.model.blocks.{max(numbers)}."
-    return {key: value for key, value in renamed.items() if not key.startswith(unused)}
+    if EMBEDDING in renamed:
+        renamed.setdefault(HEAD, renamed[EMBEDDING])
+    return renamed
+
+
+def _back(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weight under our name, or nothing when we have no such weight."""
+    layer, linear = _LAYER_KEY.fullmatch(key), _MAP_KEY.fullmatch(key)
+    if layer:
+        yield _block_from(layer[1], layer[2], layer[3]), value
+    elif linear:
+        yield f"projector.layers.{2 * (int(linear[1]) - 1)}.{linear[2]}", value
+    elif key == _POSITIONS:
+        yield "vision.model.pos_embed", value[None]
+    elif not key.startswith((_FINAL_NORM, _TOWER + "head.")):
+        yield _swap_prefix(key, {theirs: ours for ours, theirs in _PREFIXES.items()}), value
+
+
+def _stock_name(name: str) -> str:
+    for bundled, stock in _BUNDLED.items():
+        if name.startswith(bundled):
+            return stock + name.removeprefix(bundled)
+    return name
 
 
 def _block_to(number: str, name: str, kind: str, value: Tensor) -> dict[str, Tensor]:
@@ -132,20 +200,5 @@ def _swap_prefix(key: str, prefixes: Mapping[str, str]) -> str:
             return after + key.removeprefix(before)
     raise CheckpointError(
         f"weight {key} has no place in the other layout; it needs a SigLIP tower without prefix "
-        "tokens and a projector of two linear maps"
+        "tokens, a projector of linear maps, and a language model with layers as Qwen2 has them"
     )
-
-
-def _unused_end(renamed: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-    """The block and the norm behind the features, both passing their input on."""
-    last, added = f"{_LAYER}{depth - 1}.", f"{_LAYER}{depth}."
-    block = {
-        added + key.removeprefix(last): torch.zeros_like(value)
-        for key, value in renamed.items()
-        if key.startswith(last)
-    }
-    norm = renamed[f"{last}layer_norm1.weight"]
-    return block | {
-        f"{_FINAL_NORM}weight": torch.ones_like(norm),
-        f"{_FINAL_NORM}bias": torch.zeros_like(norm),
-    }

@@ -6,15 +6,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from openqwen2vl.formats.errors import ConfigError
 
+# What schedulers send some time before they kill: SLURM by --signal, submitit SIGUSR2.
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -33,8 +41,28 @@ def device_count(accelerator: str, devices: int | str) -> int:
 
 
 def launched() -> bool:
-    """Tell whether torchrun or SLURM started this process as one rank of several."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
+    """Tell whether torchrun or srun started this process as one rank of several."""
+    return _by_torchrun() or _by_srun()
+
+
+def environment() -> ClusterEnvironment:
+    """Tell Lightning who started this process.
+
+    Its own guess takes any process within a SLURM job for a rank, and answers SLURM's signals
+    itself: it saves within the handler, amid a step. Here ``callbacks.stop`` answers them.
+
+    Raises:
+        ConfigError: srun was not told how many tasks a node has.
+    """
+    if _by_torchrun():
+        return TorchElasticEnvironment()
+    if not _by_srun():
+        return LightningEnvironment()
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise ConfigError(
+            "srun started several tasks without --ntasks-per-node; give it, one task for each GPU"
+        )
+    return SLURMEnvironment(auto_requeue=False)
 
 
 def rank() -> int:
@@ -43,9 +71,29 @@ def rank() -> int:
 
 
 def world_size(accelerator: str, devices: int | str, num_nodes: int) -> int:
-    """Give the number of ranks: what the launcher says, else devices x nodes."""
-    told = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
-    return int(told) if told else device_count(accelerator, devices) * num_nodes
+    """Give the number of ranks: devices x nodes.
+
+    Raises:
+        ConfigError: a launcher started another number of them.
+    """
+    here = device_count(accelerator, devices)
+    told = os.environ["WORLD_SIZE" if _by_torchrun() else "SLURM_NTASKS"] if launched() else None
+    if told is not None and int(told) != here * num_nodes:
+        raise ConfigError(
+            f"{'torchrun' if _by_torchrun() else 'srun'} started {told} processes, but "
+            f"trainer.devices x trainer.num_nodes is {here} x {num_nodes}; set both to what was "
+            "started"
+        )
+    return here * num_nodes
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _by_srun() -> bool:
+    # A batch script and a job of one task have the other SLURM variables, too.
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def spawn(processes: int, arguments: Sequence[str]) -> int:
@@ -53,6 +101,10 @@ def spawn(processes: int, arguments: Sequence[str]) -> int:
 
     Lightning's own launcher would start Hydra anew in each rank with this process's command line,
     which in a sweep is the whole sweep.
+
+    SIGTERM and Ctrl-C go on to the ranks. So does a scheduler's warning (SIGUSR1 or SIGUSR2), as
+    SIGTERM: they save and stop, and only then whoever handled the warning before has its turn,
+    such as submitit, which queues the job again.
 
     Args:
         processes: ranks.
@@ -63,18 +115,47 @@ def spawn(processes: int, arguments: Sequence[str]) -> int:
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "openqwen2vl", *arguments]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-    child = subprocess.Popen(command, env={**environment, **os.environ})
+    defaults = {
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)),
+        # Seconds from SIGTERM to SIGKILL, which must do for a checkpoint (torchrun gives 30).
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",
+    }
+    child = subprocess.Popen(command, env={**defaults, **os.environ}, preexec_fn=_before_launcher())
+    warned: list[tuple[int, FrameType | None]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)
+        if number in WARNINGS:
+            warned.append((number, frame))
+        child.send_signal(signal.SIGTERM if number in WARNINGS else number)
 
-    old = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Python lets only its first thread take handlers; in another, whoever runs that one must.
+    first = current_thread() is main_thread()
+    taken = (signal.SIGTERM, signal.SIGINT, *WARNINGS) if first else ()
+    old: dict[int, Any] = {number: signal.signal(number, forward) for number in taken}
     try:
-        return child.wait()
+        code = child.wait()
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+    for warning, frame in warned[:1]:
+        before = old[warning]
+        if callable(before):
+            before(warning, frame)
+    return code
+
+
+def _before_launcher() -> Callable[[], None]:
+    """Give what the child does before it becomes the launcher."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        # A scheduler may warn all processes of a job; this one passes the warning on by itself.
+        for number in WARNINGS:
+            signal.signal(number, signal.SIG_IGN)
+        if sys.platform == "linux":
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+    return prepare
 
 
 def leave_with_launcher() -> None:

@@ -1,30 +1,81 @@
 """How a run is spread over devices: Lightning's strategies by plain arguments."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
-from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.formats.files import publish, tell_full_disk
+from openqwen2vl.training.launch import environment
 
-SHARDINGS = ("FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD")
+# How the weights lie on the ranks, with one copy of the model and with several.
+SHARDINGS = {
+    "FULL_SHARD": (ShardingStrategy.FULL_SHARD, ShardingStrategy.HYBRID_SHARD),
+    "SHARD_GRAD_OP": (ShardingStrategy.SHARD_GRAD_OP, ShardingStrategy._HYBRID_SHARD_ZERO2),
+    "NO_SHARD": (ShardingStrategy.NO_SHARD, None),
+}
+SYNCS = ("step", "micro_batch")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class ShardedStrategy(FSDPStrategy):
     """`FSDPStrategy` that also runs on CPU and whose checkpoints appear whole or not at all.
 
-    Stock Lightning hands FSDP ``root_device.index``, which is None on a CPU, and writes its
-    folders in place: a kill between two files leaves weights of one step beside counters of
-    another.
+    Stock Lightning hands FSDP ``root_device.index``, which is None on a CPU, makes every mesh of
+    GPUs, and writes its folders in place: a kill between two files leaves weights of one step
+    beside counters of another.
+
+    Args:
+        replicate: copies of the model; the ranks of each copy shard it among them.
+        sync: ``step`` or ``micro_batch``; when gradients meet.
+        options: of `FSDPStrategy`.
     """
+
+    def __init__(self, replicate: int | Literal["nodes"], sync: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._replicate, self._sync = replicate, sync
+
+    def setup_environment(self) -> None:
+        """Start the process group, then lay the ranks out: copies x shards.
+
+        Raises:
+            ConfigError: the copies do not divide the ranks.
+        """
+        super().setup_environment()
+        copies = self.num_nodes if self._replicate == "nodes" else self._replicate
+        if self.world_size % copies:
+            raise ConfigError(
+                f"strategy.replicate is {copies}, which does not divide the {self.world_size} "
+                "ranks; every copy of the model wants the same number of them"
+            )
+        if copies > 1:
+            shape = (copies, self.world_size // copies)
+            # Neighbours in rank share a node, so it is they who share a copy.
+            self.kwargs["device_mesh"] = init_device_mesh(
+                self.root_device.type, shape, mesh_dim_names=("replicate", "shard")
+            )
+            several = SHARDINGS[self.sharding_strategy.name][1]
+            assert several is not None
+            self.sharding_strategy = several
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Leave gradients unreduced in all micro-batches but a step's last, if so wished."""
+        if self._sync == "step":
+            with super().block_backward_sync():
+                yield
+        else:
+            yield
 
     def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
         classes = model.wrapped_classes()  # type: ignore[operator]  # an MLLMModule
@@ -71,7 +122,10 @@ def single(device: str = "auto") -> Strategy:
         raise ConfigError(
             f"strategy.device is {device!r}; there are auto, {', '.join(here)} on this machine"
         )
-    return SingleDeviceStrategy(device=torch.device(device))
+    strategy = SingleDeviceStrategy(device=torch.device(device))
+    # The Trainer reads this of any strategy, though only those of several processes declare it.
+    strategy.cluster_environment = environment()  # type: ignore[attr-defined]
+    return strategy
 
 
 def ddp(timeout_minutes: float = 30) -> Strategy:
@@ -85,11 +139,14 @@ def ddp(timeout_minutes: float = 30) -> Strategy:
         find_unused_parameters=False,
         gradient_as_bucket_view=True,
         timeout=timedelta(minutes=timeout_minutes),
+        cluster_environment=environment(),
     )
 
 
 def fsdp(
     sharding: str = "FULL_SHARD",
+    replicate: int | Literal["nodes"] = 1,
+    sync: str = "step",
     param_dtype: str = "bf16",
     reduce_dtype: str = "fp32",
     timeout_minutes: float = 30,
@@ -97,24 +154,41 @@ def fsdp(
     """Shard parameters, gradients and optimizer state, per decoder layer [paper: FSDP, bf16].
 
     Args:
-        sharding: FULL_SHARD, SHARD_GRAD_OP, HYBRID_SHARD (over nodes) or NO_SHARD.
+        sharding: FULL_SHARD (weights are gathered for each pass), SHARD_GRAD_OP (they stay from
+            forward to backward, and with ``sync=step`` until the step) or NO_SHARD.
+        replicate: copies of the model, each sharded over its share of the ranks; ``nodes``: one
+            on each node, so that weights never leave it.
+        sync: ``step`` reduces gradients once a step and keeps them whole, in ``param_dtype``,
+            until then; ``micro_batch`` reduces each micro-batch's and adds up shards in fp32.
         param_dtype: of the computation, ``bf16`` or ``fp32``; masters stay fp32.
         reduce_dtype: of gradients on the wire (the official run used bf16).
         timeout_minutes: a collective that takes longer ends the run.
 
     Raises:
-        ConfigError: another name than these.
+        ConfigError: another name than these, or copies of what is not sharded.
     """
-    if sharding not in SHARDINGS:
-        raise ConfigError(f"strategy.sharding is {sharding!r}; expected one of {SHARDINGS}")
-    for key, value in (("param_dtype", param_dtype), ("reduce_dtype", reduce_dtype)):
-        if value not in DTYPES:
-            raise ConfigError(f"strategy.{key} is {value!r}; expected one of {tuple(DTYPES)}")
+    for key, value, known in (
+        ("sharding", sharding, SHARDINGS),
+        ("sync", sync, SYNCS),
+        ("param_dtype", param_dtype, DTYPES),
+        ("reduce_dtype", reduce_dtype, DTYPES),
+    ):
+        if value not in known:
+            raise ConfigError(f"strategy.{key} is {value!r}; expected one of {tuple(known)}")
+    if replicate != "nodes" and (not isinstance(replicate, int) or replicate < 1):
+        raise ConfigError(f"strategy.replicate is {replicate!r}; expected 1, 2, ... or nodes")
+    if sharding == "NO_SHARD" and replicate != 1:
+        raise ConfigError(
+            f"strategy.replicate is {replicate!r}, but NO_SHARD has a copy on every rank already"
+        )
     return ShardedStrategy(
-        sharding_strategy=sharding,  # type: ignore[arg-type]  # checked above
+        replicate=replicate,
+        sync=sync,
+        sharding_strategy=SHARDINGS[sharding][0],
         mixed_precision=MixedPrecision(
             param_dtype=DTYPES[param_dtype], reduce_dtype=DTYPES[reduce_dtype]
         ),
         state_dict_type="sharded",
         timeout=timedelta(minutes=timeout_minutes),
+        cluster_environment=environment(),
     )

@@ -1,15 +1,25 @@
 """AI2D: questions about school diagrams, answered by letter or judged by likelihood.
 
 The public test file has the labels in its pictures replaced by letters ("masked"); a file without
-that is another benchmark, which no column tells.
+that is another benchmark, which no column tells. Options come as a list with the right one's number,
+or in columns with its letter, as in VLMEvalKit's files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from openqwen2vl.evaluation.answers import read_leading_letter
 from openqwen2vl.evaluation.benchmarks.benchmark import Benchmark
-from openqwen2vl.evaluation.benchmarks.choices import as_list, likeliest, options_of, verdict
+from openqwen2vl.evaluation.benchmarks.choices import (
+    COLUMNS,
+    as_list,
+    column_options,
+    likeliest,
+    options_of,
+    right_letter,
+    verdict,
+)
 from openqwen2vl.evaluation.locate import Schema
 from openqwen2vl.evaluation.predictions import Answered
 from openqwen2vl.evaluation.prompts import BY_LETTER, asked, lettered
@@ -22,21 +32,26 @@ from openqwen2vl.formats.errors import ShardError
 
 def _question(record: Record) -> Question:
     row = record.values
-    options = options_of(as_list(row["options"], record.place))
-    letters = list(options)
-    answer = str(row["answer"]).strip()
-    if not answer.isdigit() or int(answer) >= len(letters):
+    if "A" in row:
+        options = column_options(row)
+        answer = right_letter(row["answer"], options, record.place)
+    else:
+        options = options_of(as_list(row["options"], record.place))
+        answer = _numbered(row["answer"], options, record.place)
+    fields = {"question": str(row["question"]), "options": options, "answer": answer}
+    name = str(row.get("index", record.number))
+    return Question("ai2d", name, name, record.pictures, fields)
+
+
+def _numbered(value: Any, options: Mapping[str, str], place: str) -> str:
+    """Give the letter of the option whose number, from 0 on, is the known answer."""
+    number, letters = str(value).strip(), list(options)
+    if not number.isdigit() or int(number) >= len(letters):
         raise ShardError(
-            f"{record.place}: the answer is {answer!r}; expected the number of one of "
+            f"{place}: the answer is {number!r}; expected the number of one of "
             f"{len(letters)} options, from 0 on"
         )
-    fields = {
-        "question": str(row["question"]),
-        "options": options,
-        "answer": letters[int(answer)],
-    }
-    name = str(record.number)
-    return Question("ai2d", name, name, record.pictures, fields)
+    return letters[int(number)]
 
 
 def _ask(question: Question, protocol: EvaluationProtocol) -> Prompt:
@@ -74,7 +89,8 @@ AI2D = Benchmark(
     title="AI2D test",
     schema=Schema(
         data="ai2d",
-        columns=("question", "options", "answer"),
+        columns=("question", "options|A", "answer"),
+        optional=("index", *COLUMNS),
         splits=("test",),
         counts=(3088,),
         hub="lmms-lab-encoder/ai2d",

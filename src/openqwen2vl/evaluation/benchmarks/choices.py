@@ -10,6 +10,7 @@ from openqwen2vl.formats.errors import ShardError
 
 WRONG = 0.0
 RIGHT = 1.0
+COLUMNS = tuple("ABCDEF")
 
 
 def options_of(texts: Sequence[Any]) -> dict[str, str]:
@@ -38,6 +39,11 @@ def as_list(value: Any, place: str) -> list[Any]:
 def present(value: Any) -> bool:
     """Whether a cell says anything: not null, empty, not-a-number or the word for it."""
     return value is not None and str(value).strip() not in ("", "nan")
+
+
+def column_options(row: Mapping[str, Any]) -> dict[str, str]:
+    """Give the options that stand in columns of their own, as VLMEvalKit's files have them."""
+    return {letter: str(row[letter]) for letter in COLUMNS if present(row.get(letter))}
 
 
 def right_letter(value: Any, options: Mapping[str, str], place: str) -> str:

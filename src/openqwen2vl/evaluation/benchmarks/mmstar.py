@@ -1,10 +1,19 @@
-"""MMStar: questions that cannot be answered without the picture, in 18 categories of equal size."""
+"""MMStar: questions that cannot be answered without the picture, in 18 categories of equal size.
 
-from collections.abc import Sequence
+VLMEvalKit's file has the options in columns; they are then put into the question.
+"""
+
+from collections.abc import Mapping, Sequence
 
 from openqwen2vl.evaluation.answers import read_letter
 from openqwen2vl.evaluation.benchmarks.benchmark import Benchmark
-from openqwen2vl.evaluation.benchmarks.choices import held, right_letter, verdict
+from openqwen2vl.evaluation.benchmarks.choices import (
+    COLUMNS,
+    column_options,
+    held,
+    right_letter,
+    verdict,
+)
 from openqwen2vl.evaluation.locate import Schema
 from openqwen2vl.evaluation.predictions import Answered
 from openqwen2vl.evaluation.prompts import BY_LETTER, asked
@@ -14,19 +23,27 @@ from openqwen2vl.evaluation.readers import Record
 from openqwen2vl.evaluation.summaries import by_field, percent, plain_summary
 
 _LETTERS = "ABCD"
+_SHOWN = "Options: "
 _YES_OR_NO = " Please answer yes or no."
 
 
 def _question(record: Record) -> Question:
     row = record.values
     fields = {
-        "question": str(row["question"]),
+        "question": _with_options(str(row["question"]), column_options(row)),
         "answer": right_letter(row["answer"], dict.fromkeys(_LETTERS, ""), record.place),
         "category": str(row["category"]),
         "l2_category": str(row["l2_category"]),
     }
     name = str(row["index"])
     return Question("mmstar", name, name, record.pictures, fields)
+
+
+def _with_options(question: str, options: Mapping[str, str]) -> str:
+    """Write options that stand in columns behind the question, as the public file has them."""
+    if not options or _SHOWN in question:
+        return question
+    return f"{question}\n{_SHOWN}" + ", ".join(f"{name}: {text}" for name, text in options.items())
 
 
 def _ask(question: Question, protocol: EvaluationProtocol) -> Prompt:
@@ -58,6 +75,7 @@ MMSTAR = Benchmark(
     schema=Schema(
         data="mmstar",
         columns=("index", "question", "answer", "category", "l2_category|l2-category"),
+        optional=COLUMNS,
         splits=("mmstar", "val"),
         counts=(1500,),
         hub="Lin-Chen/MMStar",

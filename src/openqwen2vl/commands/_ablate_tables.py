@@ -1,0 +1,141 @@
+"""An ablation's figures as plain values, as CSV, and as tables on the terminal."""
+
+import csv
+import io
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from openqwen2vl.evaluation.ablation.effects import Effect
+from openqwen2vl.evaluation.ablation.findings import Findings
+from openqwen2vl.evaluation.ablation.jobs import PRETRAIN
+from openqwen2vl.evaluation.ablation.words import conclusions, sentence, verdict
+from openqwen2vl.formats.files import atomic_file
+
+COLUMNS = (
+    *("mixture", "benchmark", "baseline", "seeds", "questions", "score", "lowest", "highest"),
+    *("difference", "low", "high", "by_seed", "p", "p_holm", "detectable", "verdict"),
+    *("tokens", "documents", "device_hours", "failed_seeds"),
+)
+
+
+def csv_rows(findings: Findings) -> list[dict[str, object]]:
+    """Give one row a mixture and benchmark; cells that do not apply are empty."""
+    told = {(one.mixture, one.benchmark): one for one in findings.effects}
+    rows = []
+    for mixture in findings.mixtures:
+        done = findings.of(mixture)
+        for benchmark in findings.benchmarks:
+            values = findings.headlines(mixture, benchmark)
+            row: dict[str, object] = {
+                "mixture": mixture,
+                "benchmark": benchmark,
+                "baseline": findings.mixtures[0],
+                "seeds": " ".join(str(one.job.seed) for one in done),
+                "failed_seeds": " ".join(
+                    str(j.seed) for j in findings.failed if j.mixture == mixture
+                ),
+            }
+            if done:
+                row |= {
+                    "questions": done[0].record["scores"][benchmark]["n"],
+                    "score": fmean(values),
+                    "lowest": min(values),
+                    "highest": max(values),
+                    "tokens": sum(findings.consumed(mixture, PRETRAIN, "tokens").values()),
+                    "documents": sum(findings.consumed(mixture, PRETRAIN, "documents").values()),
+                    "device_hours": sum(findings.device_hours(mixture).values()),
+                }
+            if (mixture, benchmark) in told:
+                row |= _effect(told[mixture, benchmark])
+            rows.append(row)
+    return rows
+
+
+def _effect(effect: Effect) -> dict[str, object]:
+    found = effect.comparison
+    return {
+        "difference": found.difference,
+        "low": found.interval[0],
+        "high": found.interval[1],
+        "by_seed": " ".join(f"{value:.4f}" for value in effect.by_seed),
+        "p": found.p,
+        "p_holm": found.p_holm,
+        "detectable": found.detectable,
+        "verdict": verdict(effect),
+    }
+
+
+def write_csv(findings: Findings, path: Path) -> None:
+    """Write the rows, atomically."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(csv_rows(findings))
+    with atomic_file(path) as file:
+        file.write(buffer.getvalue().encode())
+
+
+def figures_of(findings: Findings) -> dict[str, Any]:
+    """Give all figures as what JSON knows, and what they mean."""
+    return {
+        "out": str(findings.out),
+        "baseline": findings.mixtures[0],
+        **asdict(findings.settings),
+        "correction": "holm",
+        "scores": {
+            mixture: {name: findings.headlines(mixture, name) for name in findings.benchmarks}
+            for mixture in findings.mixtures
+        },
+        "effects": [
+            {
+                **asdict(one),
+                "sentence": sentence(one, findings.settings),
+            }
+            for one in findings.effects
+        ],
+        "conclusions": conclusions(findings.effects, findings.settings),
+        "tokens": {
+            mixture: findings.consumed(mixture, PRETRAIN, "tokens") for mixture in findings.mixtures
+        },
+        "device_hours": {mixture: findings.device_hours(mixture) for mixture in findings.mixtures},
+        "failed": {job.name: why for job, why in findings.failed.items()},
+    }
+
+
+def score_cells(findings: Findings, mixture: str) -> list[str]:
+    """Give a mixture's row of the score table: each benchmark, then the mean of them."""
+    real = {one.benchmark for one in findings.effects if one.mixture == mixture and one.real}
+    cells = []
+    for benchmark in findings.benchmarks:
+        values = findings.headlines(mixture, benchmark)
+        if not values:
+            cells.append("failed")
+            continue
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        cells.append(f"{fmean(values):.1f}{spread}{' *' if benchmark in real else ''}")
+    average = findings.average(mixture)
+    return [*cells, "" if average is None else f"{average:.1f}"]
+
+
+def show(findings: Findings) -> None:
+    """Print the scores, what is real, and what failed."""
+    console = Console()
+    title = f"scores in percent; * a real difference from {findings.mixtures[0]}"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    table.add_column("mixture", overflow="fold")
+    for name in (*findings.benchmarks, "mean", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for mixture in findings.mixtures:
+        tokens = sum(findings.consumed(mixture, PRETRAIN, "tokens").values())
+        table.add_row(mixture, *score_cells(findings, mixture), f"{tokens:,.0f}")
+    console.print(table)
+    told = conclusions(findings.effects, findings.settings)
+    told += [sentence(one, findings.settings) for one in findings.effects]
+    told += [f"failed: {job.name}: {why}" for job, why in findings.failed.items()]
+    for line in told:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

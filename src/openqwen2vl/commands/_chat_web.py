@@ -1,0 +1,220 @@
+"""The page of a chat: what is on it, and what happens when someone asks."""
+
+import importlib
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from threading import Event, Lock
+from time import monotonic
+from typing import Any
+
+from openqwen2vl.commands._chat_config import Place
+from openqwen2vl.formats.errors import ImageError, UserError
+from openqwen2vl.release.conversation import Conversation, Partner, Picture
+
+_SESSION_SECONDS = 24 * 3600
+_WAITING = 16  # questions; who comes then is told to come back
+_PAUSE = 0.1  # seconds between two states of an answer: a browser draws all of it each time
+_MESSAGE = dict[str, Any]
+
+
+@dataclass(frozen=True, repr=False)
+class Session:
+    """What one visitor has said; kept here and never taken from the browser.
+
+    Attributes:
+        talk: as the model reads it.
+        messages: as the page shows it.
+        before: the session before a question that has no answer yet.
+        stopped: set when the visitor wants no more of the answer.
+    """
+
+    talk: Conversation
+    messages: tuple[_MESSAGE, ...] = field(default=())
+    before: "Session | None" = None
+    stopped: Event = field(default_factory=Event)
+
+    def asked(self, text: str, shown: Sequence[tuple[str, Picture]]) -> "Session":
+        """Add a question and the files of its pictures, in place of one without an answer."""
+        before = self.before or self
+        files = [
+            {"role": "user", "content": {"path": path, "alt_text": picture.name}}
+            for path, picture in shown
+        ]
+        talk = before.talk.asked(text, [picture for _, picture in shown])
+        question = {"role": "user", "content": text}
+        return Session(talk, (*before.messages, *files, question), before)
+
+    def answered(self, text: str) -> "Session":
+        """Add an answer, as far as it has come."""
+        answer = {"role": "assistant", "content": text}
+        messages = (*self.messages, answer)
+        return Session(self.talk.answered(text), messages, stopped=self.stopped)
+
+
+class Desk:
+    """Takes the visitors' questions one at a time, since there is one model."""
+
+    def __init__(self, partner: Partner, start: Conversation, place: Place) -> None:
+        """Open.
+
+        Args:
+            partner: who answers.
+            start: how each visitor's conversation begins.
+            place: limits of what may be brought.
+        """
+        self._partner, self._start, self._place = partner, start, place
+        self._lock = Lock()
+        self._pieces: Generator[str, None, None] = _silence()
+
+    def fresh(self) -> Session:
+        """Give the session of a visitor who has said nothing yet."""
+        return Session(self._start)
+
+    def look(self, files: Sequence[str]) -> tuple[list[tuple[str, Picture]], list[str]]:
+        """Decode what was uploaded; a file that is no picture is deleted.
+
+        Returns:
+            Paths and pictures, and what to say about the others.
+        """
+        shown, told = [], []
+        for number, path in enumerate(files):
+            if number >= self._place.max_images:
+                told.append(f"{Path(path).name} is one too many: {self._place.max_images} pictures")
+                continue
+            try:
+                shown.append((path, self._partner.look(Path(path).read_bytes(), Path(path).name)))
+            except ImageError as error:
+                Path(path).unlink(missing_ok=True)
+                told.append(str(error))
+        return shown, told
+
+    def answer(self, session: Session) -> Iterator[Session]:
+        """Give the session with more and more of the answer, until the visitor stops it.
+
+        Raises:
+            UserError: as of ``Partner.answer``.
+        """
+        said, pieces = "", self._partner.answer(session.talk)
+        with self._lock:
+            # Whoever left without a word may have left an answer open, and the model in it.
+            self._pieces.close()
+            self._pieces = pieces
+        try:
+            last = 0.0
+            while (piece := self._next(pieces, session)) is not None:
+                said += piece
+                if monotonic() - last >= _PAUSE:
+                    last = monotonic()
+                    yield session.answered(said)
+            if self._pieces is pieces and not session.stopped.is_set():
+                yield session.answered(said)
+        finally:
+            with self._lock:
+                pieces.close()
+
+    def _next(self, pieces: Generator[str, None, None], session: Session) -> str | None:
+        with self._lock:
+            if session.stopped.is_set() or self._pieces is not pieces:
+                return None
+            return next(pieces, None)
+
+
+def _silence() -> Generator[str, None, None]:
+    yield from ()
+
+
+def library() -> Any:
+    """Import Gradio, told to keep to itself.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        return importlib.import_module("gradio")
+    except ImportError as error:
+        raise UserError(
+            "chat.ui=web needs Gradio, which is not installed; run: pip install "
+            "'openqwen2vl[ui]', or leave chat.ui=web away"
+        ) from error
+
+
+def build_page(partner: Partner, start: Conversation, place: Place) -> Any:
+    """Give the page as Gradio's ``Blocks``."""
+    gradio = library()
+    desk = Desk(partner, start, place)
+    with gradio.Blocks(
+        title=f"{partner.name} - openqwen2vl",
+        analytics_enabled=False,
+        fill_height=True,
+        delete_cache=(3600, _SESSION_SECONDS),
+    ) as page:
+        session = gradio.State(None, time_to_live=_SESSION_SECONDS)
+        # Plain text on both sides: an answer is shown as it was given, and loads nothing.
+        shown = gradio.Chatbot(
+            label=partner.name, render_markdown=False, scale=1, buttons=["copy"], elem_id="talk"
+        )
+        note = gradio.HTML(elem_id="note")
+        box = gradio.MultimodalTextbox(
+            file_types=["image"],
+            file_count="multiple",
+            placeholder="Add pictures with the paper clip, and ask",
+            show_label=False,
+            autofocus=True,
+            max_plain_text_length=100_000,
+            elem_id="question",
+        )
+        with gradio.Row():
+            stop = gradio.Button("Stop")
+            new = gradio.Button("New conversation")
+        _connect(desk, box, (session, shown, note), stop, new)
+    return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
+
+
+def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: Any) -> None:
+    session = page[0]
+
+    def take(given: dict[str, Any], before: Session | None) -> tuple[Any, ...]:
+        halt(before)  # who asks again has heard enough of the last answer
+        before = before or desk.fresh()
+        text, files = given["text"].strip(), given["files"]
+        shown, told = desk.look(files)
+        if not told and not text:
+            told = ["ask something about it" if files else "ask something"]
+        if told:
+            kept = {"text": text, "files": [path for path, _ in shown]}
+            return (kept, *_seen(before, told))
+        return ({"text": "", "files": []}, *_seen(before.asked(text, shown)))
+
+    def answer(asked: Session | None) -> Iterator[tuple[Any, ...]]:
+        if asked is None or asked.before is None:
+            return
+        try:
+            for after in desk.answer(asked):
+                yield _seen(after)
+        except UserError as error:
+            yield _seen(asked.before, [str(error)])
+
+    def halt(going: Session | None) -> None:
+        if going is not None:
+            going.stopped.set()
+
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    # Only answers wait in the queue. They are stopped by a word of ours: Gradio's own way to
+    # cancel leaves a question that runs in a thread, and all that wait behind it, hanging.
+    taken = box.submit(take, [box, session], [box, *page], queue=False, **quiet)
+    taken.then(answer, [session], list(page), **quiet)
+    stop.click(halt, [session], None, queue=False, **quiet)
+    for forget in (new.click, page[1].clear):
+        halted = forget(halt, [session], None, queue=False, **quiet)
+        halted.then(lambda: _seen(desk.fresh()), None, list(page), queue=False, **quiet)
+
+
+def _seen(session: Session, told: Sequence[str] = ()) -> tuple[Session, list[_MESSAGE], str]:
+    """Give the session, its messages, and notes that cannot become markup."""
+    notes = "".join(f"<p role='alert'>{escape(note)}</p>" for note in told)
+    return session, list(session.messages), notes
