@@ -134,7 +134,6 @@ def _write(request: Export, work: Path, asked: Path) -> dict[str, Any]:
     if not stock:
         shutil.copyfile(_MODELLING, work / _MODELLING.name)
     written = time.perf_counter()
-    model.vision.to(dtype).to(torch.float32)
     fill(model, request.weights, dtype)
     write_question(asked, model, request.texts)
     return {

@@ -49,7 +49,12 @@ def check_complete(model: MLLM, weights: WeightStream) -> None:
 
 
 def fill(model: MLLM, weights: WeightStream, dtype: torch.dtype) -> None:
-    """Give projector and language model their values, in float32, once rounded to ``dtype``."""
+    """Give projector and language model their values, in float32, all rounded to ``dtype``.
+
+    The tower has its values, which are rounded in place.
+    """
+    for parameter in model.vision.parameters():
+        parameter.data.copy_(parameter.data.to(dtype))
     values: dict[int, nn.Parameter] = {}
     for name, parameter in model.named_parameters():  # what is tied comes once
         if not name.startswith("vision."):
