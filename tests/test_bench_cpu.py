@@ -34,3 +34,12 @@ def test_a_missed_gate_fails_the_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "missed: broken"
+
+
+def test_fit_is_measured_beside_a_bare_loop(tmp_path: Path) -> None:
+    words = [sys.executable, BENCH / "trainer.py", "--quick", "--json", tmp_path / "t.json"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "t.json").read_text())
+    assert set(figures["seconds"]) == {"bare loop", "fit"}
+    assert 0.2 < figures["ratio"]["median"] < 5
