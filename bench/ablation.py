@@ -126,13 +126,16 @@ def _ablate(words: Sequence[str]) -> tuple[int, dict[str, Any] | None]:
 
 
 def headline(figures: dict[str, Any]) -> str:
-    """Give the last line: how many differences are real, and the largest of them."""
+    """Give the last line: how many differences are shown of the models, and the largest."""
     effects = figures["effects"]
-    real = [one for one in effects if one["real"]]
-    told = f"{len(real)} of {len(effects)} differences from {figures['baseline']} are real"
-    if not real:
+    shown = [one for one in effects if one["of_models"]]
+    told = (
+        f"{len(shown)} of {len(effects)} differences from {figures['baseline']} are shown of the "
+        "trained models"
+    )
+    if not shown:
         return told
-    most = max(real, key=lambda one: abs(one["comparison"]["difference"]))
+    most = max(shown, key=lambda one: abs(one["comparison"]["difference"]))
     found = most["comparison"]
     low, high = found["interval"]
     return (

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.training.checkpoint import checkpoint_path, checkpoints
 
-from .boundary import ends_step
+from .boundary import AnyRank, ends_step
 
 
 class Checkpoints(Checkpoint):
@@ -42,6 +42,7 @@ class Checkpoints(Checkpoint):
             )
         self.every_n_steps, self.every_minutes, self.keep = every_n_steps, every_minutes, keep
         self._saved_at = time.monotonic()
+        self._any_rank = AnyRank()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -69,14 +70,15 @@ class Checkpoints(Checkpoint):
             return False
         late = time.monotonic() - self._saved_at >= 60 * self.every_minutes
         # Clocks differ between ranks, and saving takes all of them.
-        return trainer.strategy.reduce_boolean_decision(late, all=False)
+        return self._any_rank(trainer, late)
 
     def _save(self, trainer: pl.Trainer, step: int) -> None:
         folder = Path(trainer.default_root_dir) / "checkpoints"
         path = checkpoint_path(folder, step)
         if not path.exists():
             trainer.save_checkpoint(path)
-        self._saved_at = time.monotonic()
+        # With the clock, a question on its way: its answer would save again.
+        self._saved_at, self._any_rank = time.monotonic(), AnyRank()
         if trainer.is_global_zero:
             for old in checkpoints(folder)[: -self.keep]:
                 _remove(old)

@@ -14,7 +14,7 @@ from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.run_folder import RunFolder
 from openqwen2vl.training.stream import packed_data
 
-from .boundary import ends_step
+from .boundary import AnyRank, ends_step
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,10 @@ class RunRecord(pl.Callback):
 
     The hours of a killed run are those up to its last record; a resumed one goes on counting, and
     one that is resumed into another folder counts on from its checkpoint. Where the Trainer has
-    ``max_gpu_hours``, the run ends at the first global batch that reaches them, with a checkpoint.
+    ``max_gpu_hours``, the run ends at the first global batch that reaches them (of several GPUs the
+    next one: see `AnyRank`), with a checkpoint.
+
+    A run that breaks off says ``failed``; one that is killed says ``running`` for ever.
 
     Args:
         every_minutes: how often both files are brought up to date.
@@ -37,7 +40,8 @@ class RunRecord(pl.Callback):
         self.every_minutes = every_minutes
         self._before: dict[str, float] = {}
         self._started = self._written = time.monotonic()
-        self._spent = False
+        self._spent = self._running = False
+        self._any_rank = AnyRank()
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -65,12 +69,15 @@ class RunRecord(pl.Callback):
         # A folder knows of work that was lost with a kill; a checkpoint does not.
         if sum(hours.values()) > sum(self._before.values()):
             self._before = hours
-        if self._reached(trainer, pl_module):
+        spent = self._reached(trainer, pl_module)
+        # Nothing runs yet, so waiting for the answer costs nothing.
+        if trainer.strategy.reduce_boolean_decision(spent, all=False):
             raise ConfigError(
                 f"the run has taken {sum(self._before.values()):.4g} GPU-hours, "
                 f"trainer.max_gpu_hours is {_limit(trainer)}; give it more to go on"
             )
         self._write(trainer, pl_module, "running")
+        self._running = True
 
     def on_train_batch_end(
         self,
@@ -83,7 +90,10 @@ class RunRecord(pl.Callback):
         """Bring the files up to date now and then; stop when the hours are spent."""
         if not ends_step(trainer, batch_idx):
             return
-        if self._reached(trainer, pl_module):
+        # Their clocks differ, so all ranks must decide alike.
+        if _limit(trainer) is not None and self._any_rank(
+            trainer, self._reached(trainer, pl_module)
+        ):
             trainer.should_stop = self._spent = True
             if trainer.is_global_zero:
                 log.info(
@@ -98,15 +108,20 @@ class RunRecord(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say how the run ended."""
         done = trainer.global_step >= trainer.max_steps
+        self._running = False
         self._write(trainer, pl_module, "finished" if done else "stopped")
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Say that the run broke off, and what it took till then."""
+        if self._running:
+            self._write(trainer, pl_module, "failed")
+
     def _reached(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Tell whether the hours are spent, on all ranks alike: their clocks differ."""
+        """Tell whether the hours are spent, by this rank's clock."""
         limit = _limit(trainer)
-        if limit is None:
-            return False
-        spent = sum(self._hours(trainer, module).values()) >= limit
-        return bool(trainer.strategy.reduce_boolean_decision(spent, all=False))
+        return limit is not None and sum(self._hours(trainer, module).values()) >= limit
 
     def _hours(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
         """Hours of devices by their name, of this start and those before."""

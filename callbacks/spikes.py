@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.packing.provenance import trace_step
 from openqwen2vl.training.metrics import sum_over_ranks
 from openqwen2vl.training.module import MLLMModule
@@ -81,6 +83,17 @@ class LossSpikes(pl.Callback):
         pl_module.judges.append(judge)
         pl_module.readers.append(record)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drop events behind the checkpoint that the run goes on from: it tells them again."""
+        path = Path(trainer.default_root_dir) / LEDGER
+        if not trainer.is_global_zero or not path.is_file():
+            return
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if _step_of(line) <= trainer.global_step]
+        if kept != lines:
+            with atomic_file(path) as file:
+                file.writelines(kept)
+
     def _judge(self, module: MLLMModule, grad_norm: Tensor) -> Tensor:
         """Whether the step that is about to be taken is one to skip: bool ()."""
         losses, targets = sum_over_ranks(module.source_loss.sums()).sum(1)
@@ -109,7 +122,9 @@ class LossSpikes(pl.Callback):
             for one in trace_step(data.mixture, data.order, step - 1)
         ]
         told = ("loss", "grad_norm", "loss_z", "grad_norm_z", "skipped")
-        event = {"step": step, **{key: row[key] for key in told}, "documents": documents}
+        # JSON knows no NaN, which a step without a finite gradient has.
+        figures = {key: row[key] if math.isfinite(row[key]) else None for key in told}
+        event = {"step": step, **figures, "documents": documents}
         path = Path(trainer.default_root_dir) / LEDGER
         with path.open("a") as ledger:
             ledger.write(json.dumps(event) + "\n")
@@ -124,7 +139,20 @@ class LossSpikes(pl.Callback):
         return {"history": self._history.cpu(), "place": self._place.cpu(), "row": self._row.cpu()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the window over; one of another length starts anew."""
+        """Take the window over; one of another length starts anew.
+
+        A sharded strategy calls this after `on_fit_start`, the others before: what is there says
+        which device it is.
+        """
         if state_dict["history"].shape == self._history.shape:
-            self._history, self._place = state_dict["history"], state_dict["place"]
-            self._row = state_dict["row"]
+            device = self._history.device
+            self._history = state_dict["history"].to(device)
+            self._place, self._row = (state_dict[key].to(device) for key in ("place", "row"))
+
+
+def _step_of(line: bytes) -> float:
+    """Give an event's step; one that a kill cut off is of no step."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf

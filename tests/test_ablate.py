@@ -35,6 +35,7 @@ class Ablation:
             packs = corpora.packs(source, 6)
             text = f"sources:\n  {source}: {{packs: {packs}}}\n"
             (overlay / f"only_{source}.yaml").write_text(text)
+        (overlay / "gone.yaml").write_text("sources:\n  red: {packs: nowhere}\n")
         shared = [*TINY_MODEL, f"tokenizer={corpora.tokenizer}", "data.num_workers=0"]
         shared += ["data.global_batch=2", "data.documents_per_step=null", "logger=csv"]
         self.pretrain = [*shared, "budget.steps=3"]
@@ -105,6 +106,13 @@ def test_a_job_of_other_settings_is_refused_by_the_keys_that_differ(ablation: Ab
     assert len(ablation.swept) == 2
 
 
+def test_how_many_are_asked_at_once_may_change(ablation: Ablation) -> None:
+    assert ablation.run()[0] == 0
+    assert ablation.run("evaluate=[trainer.accelerator=cpu,batch_size=2]")[0] == 0
+    told = ablation.run("evaluate=[trainer.accelerator=cpu,dtype=bfloat16]")
+    assert_one_message(told, "was begun with other settings: evaluate.keys is [")
+
+
 def test_jobs_that_fail_do_not_hide_and_the_code_is_1(
     ablation: Ablation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +135,7 @@ def test_jobs_that_fail_do_not_hide_and_the_code_is_1(
     [
         (["mixture=only_rde"], "mixture names 'only_rde'; did you mean 'only_red'?"),
         (["mixture='glob(none*)'"], "mixture=glob(none*) names none; there are "),
+        (["mixture=gone"], "mixture gone: no manifest.json in nowhere"),
         (["seeds=0"], "seeds is 0; expected a number above 0 or a list"),
         (["seeds=[1,1]"], "seeds is [1, 1]; expected"),
         (["baseline=only_green"], "baseline is 'only_green'; did you mean"),

@@ -1,13 +1,16 @@
 """What an ablation concludes: effects over seeds, corrected together, shared data, words."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import ttest_1samp
 from support.scored import HEAD
 
-from openqwen2vl.evaluation.ablation.effects import Effect, agree, effects
+from openqwen2vl.evaluation.ablation.effects import Effect, agree, effects, seeds_p
 from openqwen2vl.evaluation.ablation.overlap import shared_documents, shared_sources
 from openqwen2vl.evaluation.ablation.words import conclusions, sentence, verdict
 from openqwen2vl.evaluation.clusters import cluster_rows, sign_flip
@@ -52,9 +55,10 @@ def test_one_seed_gives_what_compare_gives_and_holm_counts_every_comparison() ->
         expected[index] = highest
     for index, one in enumerate(found):
         assert one.comparison.p_holm == pytest.approx(expected[index])
-        assert one.real is (one.comparison.p_holm < FEW.alpha)
-    assert found[0].real
-    assert not found[2].real
+        assert one.of_models is (one.comparison.p_holm < FEW.alpha)
+        assert not one.of_mixtures  # one seed
+    assert found[0].of_models
+    assert not found[2].of_models
 
 
 def test_answers_under_several_seeds_are_clustered_by_question() -> None:
@@ -73,12 +77,12 @@ def test_answers_under_several_seeds_are_clustered_by_question() -> None:
     assert one.comparison.p == pytest.approx(sign_flip(clusters, 500, 7).p)
 
 
-def test_a_difference_whose_sign_changes_with_the_seed_is_not_called_real() -> None:
+def test_a_difference_whose_sign_changes_with_the_seed_is_not_shown() -> None:
     base = {seed: [scored(0.5, seed)] for seed in (0, 1)}
     other = {0: [scored(0.75, 10)], 1: [scored(0.45, 11)]}
     (one,) = effects({"a": base, "b": other}, "a", FEW)
     assert one.comparison.p_holm < FEW.alpha
-    assert not one.real
+    assert not one.of_models
     assert verdict(one) == "not shown"
     assert "the seeds disagree (+" in sentence(one, FEW)
 
@@ -94,6 +98,16 @@ def test_only_seeds_that_both_have_are_compared() -> None:
 def test_unlike_scores_are_refused() -> None:
     with pytest.raises(UserError, match="n is 200 in a and 100 in b"):
         effects({"a": {0: [scored(0.5, 0)]}, "b": {0: [scored(0.5, 0, rows=100)]}}, "a", FEW)
+
+
+def test_seeds_that_were_asked_other_questions_are_not_joined() -> None:
+    other = {**HEAD, "benchmark": "gqa", "n": ASKED, "file_hash": "beef"}
+    base = {seed: [scored(0.5, seed)] for seed in (0, 1)}
+    better = {seed: [scored(0.6, 10 + seed)] for seed in (0, 1)}
+    for by_seed in (base, better):
+        by_seed[1] = [replace(by_seed[1][0], head=other)]
+    with pytest.raises(UserError, match=r"a: seed 0 \(a\) and seed 1 \(b\) .*(\n.*)*file_hash"):
+        effects({"a": base, "b": better}, "a", FEW)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=4))
@@ -134,7 +148,7 @@ def test_sentences_name_the_mixtures_the_size_and_what_it_means() -> None:
     told = sentence(effect(0.3), FEW)
     assert "b is " in told
     assert " points below a (95 % interval -" in told
-    assert "a real difference" in told
+    assert "a difference between these 2 trained models" in told
     told = sentence(effect(0.52), FEW)
     assert "not shown" in told
     assert "200 questions find " in told
@@ -142,9 +156,65 @@ def test_sentences_name_the_mixtures_the_size_and_what_it_means() -> None:
     assert sentence(same, FEW).startswith("gqa: no difference shown: b and a are equally right")
 
 
-def test_conclusions_count_what_is_real_and_say_what_one_seed_means() -> None:
+def test_conclusions_count_what_is_shown_and_say_what_one_seed_means() -> None:
     first, *rest = conclusions([effect(0.3), effect(0.52)], FEW)
-    assert first.startswith("1 of 2 differences from a are real")
+    assert first.startswith("1 of 2 differences from a are shown of the trained models")
     assert any("not mean that the mixtures are equal" in line for line in rest)
     assert any(line.startswith("One seed a mixture") for line in rest)
-    assert conclusions([], FEW) == ["Nothing to compare: only one mixture has scores."]
+    assert conclusions([effect(0.52)], FEW)[0] == (
+        "0 of 1 differences from a are shown of the trained models, all 1 comparisons taken "
+        "together (Holm, level 0.05)."
+    )
+    (told,) = conclusions([], FEW)
+    assert told.startswith("Nothing to compare: no other mixture has scores under a seed of the ")
+
+
+def seeded(right: tuple[float, float], spread: float, seeds: int, draw: int) -> Effect:
+    """Mixtures whose true scores are ``right``, each seed moving a model's own by ``spread``."""
+    rng = np.random.default_rng(draw)
+    levels = [np.clip(rng.normal(one, spread, seeds), 0, 1) for one in right]
+    scores = {
+        name: {s: [scored(float(level[s]), int(rng.integers(10**6)))] for s in range(seeds)}
+        for name, level in zip("ab", levels, strict=True)
+    }
+    (one,) = effects(scores, "a", FEW)
+    return one
+
+
+def test_what_is_shown_of_models_is_said_of_the_mixtures_only_when_the_seeds_say_so() -> None:
+    clear = seeded((0.3, 0.8), 0.0, 3, 0)
+    assert verdict(clear) == "mixtures"
+    assert "a real difference between the mixtures (p over 3 seeds by Holm" in sentence(clear, FEW)
+    one = replace(clear, p_over_seeds=0.2, of_mixtures=False)
+    assert verdict(one) == "these models"
+    assert "between these 6 trained models, not shown of the mixtures" in sentence(one, FEW)
+    first, second, *_, last = conclusions([clear, one], FEW)
+    assert first.startswith("1 of 2 differences from a are real ones of the mixtures")
+    assert second.startswith("2 of 2 differences from a are shown of the trained models")
+    assert last.startswith("3 seeds a mixture: ")
+    assert "both must show the difference" in last
+
+
+def test_p_over_seeds_is_students() -> None:
+    found = seeds_p([1.0, 2.0, 4.5])
+    assert found == pytest.approx(ttest_1samp([1.0, 2.0, 4.5], 0).pvalue)
+    assert seeds_p([2.0, 2.0]) == 0
+    assert seeds_p([0.0, 0.0, 0.0]) == 1
+
+
+@pytest.mark.slow
+def test_equal_mixtures_are_seldom_told_apart_however_far_seeds_move_scores() -> None:
+    """Of the models they often are, and rightly; that is why the two are told apart."""
+    found = [seeded((0.5, 0.5), 0.08, 3, draw) for draw in range(200)]
+    assert np.mean([one.of_models for one in found]) > 0.15
+    assert np.mean([one.of_mixtures for one in found]) < 0.09
+
+
+def test_few_differing_questions_make_a_rough_interval() -> None:
+    base = {seed: [scored(0.5, 0)] for seed in (0, 1)}
+    changed = base[0][0].correct.copy()
+    changed[np.flatnonzero(changed == 0)[:4]] = 1
+    other = {seed: [replace(base[0][0], correct=changed)] for seed in (0, 1)}
+    (one,) = effects({"a": base, "b": other}, "a", FEW)
+    assert "so few questions differ (4) that the interval is rough" in sentence(one, FEW)
+    assert "rough" not in sentence(effect(0.3), FEW)

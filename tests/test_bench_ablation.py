@@ -128,7 +128,10 @@ def test_it_runs_and_a_second_call_skips_what_is_done(tmp_path: Path) -> None:
         told.append(done.stdout)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert told[0].splitlines()[-1] == told[1].splitlines()[-1] == figures["headline"]
-    assert "2 differences from demo_ablation_scenes are real" in figures["headline"]
+    assert (
+        "2 differences from demo_ablation_scenes are shown of the trained models"
+        in figures["headline"]
+    )
     assert "to do: demo_ablation_scenes/seed-0" in told[0]
     assert "done already: demo_ablation_scenes/seed-0" in told[1]
     assert "to do" not in told[1]

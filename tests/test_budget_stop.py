@@ -73,6 +73,18 @@ def test_without_a_bound_or_with_lightnings_own_trainer_nothing_stops(
         assert not trainer.should_stop
 
 
+def test_a_run_that_breaks_off_says_so_and_what_it_took(
+    tmp_path: Path, module: MLLMModule, clock: Clock
+) -> None:
+    trainer, record = a_trainer(tmp_path), RunRecord()
+    record.on_exception(trainer, module, ValueError())  # before it began: nothing is known of it
+    assert not (tmp_path / "run.json").exists()
+    record.on_train_start(trainer, module)
+    clock.now = 1800.0
+    record.on_exception(trainer, module, ValueError())
+    assert (told(tmp_path)["state"], told(tmp_path)["device_hours"]) == ("failed", 0.5)
+
+
 def test_a_resumed_run_counts_on_by_device(
     tmp_path: Path, module: MLLMModule, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,10 +1,6 @@
 import json
 import logging
-import os
-import signal
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +11,6 @@ from openqwen2vl.callbacks.boundary import ends_step
 from openqwen2vl.callbacks.checkpoints import Checkpoints
 from openqwen2vl.callbacks.corrupt import CorruptLedger
 from openqwen2vl.callbacks.resolution import ResolutionSwitch
-from openqwen2vl.callbacks.stop import StopOnSignal
 from openqwen2vl.formats.errors import ConfigError, ShardError
 from openqwen2vl.training.module import MLLMModule
 
@@ -154,37 +149,3 @@ class TestCorruptLedger:
         FakeTrainer(tmp_path).steps(CorruptLedger(limit=0), module, 1, corrupt=[], step=0)
         assert module.row["corrupt"] == 0
         assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def stop(tmp_path: Path) -> Iterator[tuple[StopOnSignal, FakeTrainer]]:
-    """The callback of a run under way; the process's own handlers come back."""
-    callback, trainer = StopOnSignal(), FakeTrainer(tmp_path)
-    trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace())
-    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    callback.on_train_start(trainer, None)
-    yield callback, trainer
-    callback.on_train_end(trainer, None)
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-
-
-class TestStopOnSignal:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_a_signal_stops_the_run_at_the_end_of_its_global_batch(
-        self, stop: tuple[StopOnSignal, FakeTrainer], number: int
-    ) -> None:
-        callback, trainer = stop
-        trainer.steps(callback, None, 1)
-        assert not trainer.should_stop
-        os.kill(os.getpid(), number)
-        callback.on_train_batch_end(trainer, None, None, None, ACCUMULATION)
-        assert not trainer.should_stop
-        trainer.steps(callback, None, 1)
-        assert trainer.should_stop
-
-    def test_a_second_ctrl_c_ends_the_process_at_once(
-        self, stop: tuple[StopOnSignal, FakeTrainer]
-    ) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)

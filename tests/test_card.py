@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from support.exports import PATCHES, request, unchecked, write_records, write_run
 from support.runs import Run, assert_one_message
@@ -124,6 +125,21 @@ def test_a_checkpoint_without_a_run_says_what_it_knows(tmp_path: Path) -> None:
     told = card(stages=[found])
     assert "| sft | red | not recorded | not recorded |" in told
     assert "In all: not recorded." in told
+
+
+def test_a_checkpoint_says_its_own_hours_by_device(tmp_path: Path) -> None:
+    """A run that went on with other GPUs: the hours of both, as they were at this checkpoint."""
+    made = write_run(tmp_path / "run")
+    hours = {"NVIDIA A100-SXM4-40GB": 3.0, "NVIDIA H200": 1.5}
+    cost = {"device": "NVIDIA H200", "devices": 2, "device_hours": 4.5, "hours_by_device": hours}
+    opened = torch.load(made.checkpoint, weights_only=True)
+    torch.save(opened | {"openqwen2vl": made.facts | {"cost": cost}}, made.checkpoint)
+    assert gpu_hours(stages(made.checkpoint)) == hours
+    (found,) = stages(made.checkpoint.replace(tmp_path / "moved.ckpt"))
+    assert gpu_hours([found]) == hours
+    told = card(stages=[found])
+    assert "| 2 x NVIDIA H200, before it NVIDIA A100-SXM4-40GB | 4.50 |" in told
+    assert "In all: 3.00 h NVIDIA A100-SXM4-40GB, 1.50 h NVIDIA H200." in told
 
 
 def test_the_card_of_a_command_tells_all_that_is_known(call: Run, tmp_path: Path) -> None:

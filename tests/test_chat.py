@@ -128,11 +128,15 @@ def test_a_mistake_costs_a_line_and_not_the_chat(
 ) -> None:
     wrong = ("words.png", "page.png", "cut.jpg", "none.png")
     talk = [*(f"/image {pictures}/{name}" for name in wrong), "/image", "/imgae a", "", "/help"]
+    # Nobody's home, and a name longer than a file's may be.
+    talk += ["/image ~nobody-of-that-name/cat.jpg", f"/image {'x' * 5000}"]
     found, _, err = piped(monkeypatch, run_folder, call, *talk, "Still there?", "/quit", "Not me")
     assert [one["question"] for one in found["answers"]] == ["Still there?"]
     assert found["answers"][0]["images"] == []
     for name in wrong:
         assert f"{name} cannot be shown" in err
+    assert "~nobody-of-that-name/cat.jpg cannot be shown" in err
+    assert "xxx cannot be shown: there is no such file" in err
     assert "no command /imgae" in err
     assert "/reset" in err
     assert "Traceback" not in err

@@ -151,6 +151,20 @@ def test_shapes_and_kinds_that_do_not_fit_are_told(
     )
 
 
+def test_parts_that_are_no_tables_of_tensors_are_told(
+    tmp_path: Path, convert: Any, released: dict[str, Any]
+) -> None:
+    for part, value in (
+        ("projector", [torch.ones(2)]),
+        ("llm_backbone", {3: torch.ones(2)}),
+        ("vision_backbone", {"featurizer.x": "no tensor"}),
+        ("more", 3),
+    ):
+        torch.save({"model": {**released["model"], part: value}}, tmp_path / "x.pt")
+        told = f"something else than named tensors as its {part}"
+        assert_one_message(convert(tmp_path / "x.pt"), told)
+
+
 @pytest.mark.parametrize("value", [{}, {"model": 3}, {"state_dict": {}}, torch.ones(2)])
 def test_another_file_is_told_by_what_it_holds(tmp_path: Path, convert: Any, value: Any) -> None:
     torch.save(value, tmp_path / "x.pt")
@@ -194,6 +208,25 @@ def test_folders_that_are_not_whole_are_told(convert: Any, llava: Path) -> None:
     assert_one_message(convert(llava), f"names {files[0].name}, which is not there")
     (llava / "config.json").write_text("{")
     assert_one_message(convert(llava), "config.json cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"vision_config": 3}),
+        ("config.json", {"text_config": None}),
+        ("config.json", {"vision_config": {"model_type": "siglip_vision_model", "patch_size": 0}}),
+        ("config.json", {"text_config": {"model_type": "qwen2", "vocab_size": "x"}}),
+        ("preprocessor_config.json", {"image_mean": [0.5]}),
+        ("preprocessor_config.json", {"image_mean": "abc"}),
+    ],
+)
+def test_values_that_no_model_has_are_told(llava: Path, file: str, change: dict[str, Any]) -> None:
+    place = llava / file
+    known = json.loads(place.read_text()) if place.is_file() else {}
+    place.write_text(json.dumps(known | change))
+    with pytest.raises(CheckpointError, match=r"holds what no such model has|cannot be built"):
+        open_trained(llava)
 
 
 def test_pickled_weights_of_a_folder_are_not_opened(

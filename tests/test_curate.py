@@ -10,6 +10,8 @@ import pytest
 from support.curated import STEPS, contents, curated, tree, words, write_sources
 from support.runs import Run, assert_one_message
 
+from openqwen2vl.curation import histograms
+from openqwen2vl.curation.selection import spines
 from openqwen2vl.curation.selection.uids import read_uids
 
 
@@ -90,6 +92,19 @@ def test_the_page_shows_funnel_thresholds_and_samples(raw: Path, tmp_path: Path,
     assert html.count("<img ") >= 12
     assert "<script" not in html
     assert "&lt;script&gt;" in html
+    assert "histograms show" not in html
+
+
+def test_the_page_says_when_histograms_show_a_part(
+    raw: Path, tmp_path: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spines, "SHARDS", 1)
+    monkeypatch.setattr(histograms, "PIECES", 1)
+    curated(call, raw, tmp_path / "out")
+    html = (tmp_path / "out" / "report.html").read_text()
+    told = re.search(r"; histograms show its first (\d+) of (\d+) samples", html)
+    assert told is not None
+    assert 0 < int(told[1]) < int(told[2])
 
 
 def test_pictures_of_evaluations_go(raw: Path, tmp_path: Path, call: Run) -> None:

@@ -49,6 +49,20 @@ def test_a_shard_cut_off_is_refused(call: Run, tmp_path: Path) -> None:
     assert beside(tmp_path / "out") == set()
 
 
+@pytest.mark.parametrize("aim", ["../outside.distcp", "/etc/hostname"])
+def test_a_sharded_folder_that_points_out_of_itself_is_refused(
+    call: Run, tmp_path: Path, aim: str
+) -> None:
+    made = write_run(tmp_path / "run", sharded=True)
+    contents = pickle.loads((made.checkpoint / ".metadata").read_bytes())
+    place = next(iter(contents.storage_data.values()))
+    place.relative_path = aim
+    (made.checkpoint / ".metadata").write_bytes(pickle.dumps(contents))
+    told = call("export", f"checkpoint={made.checkpoint}", f"out={tmp_path}/out")
+    assert_one_message(told, "outside of its folder")
+    assert beside(tmp_path / "out") == set()
+
+
 class Hostile:
     """Makes a folder when it is unpickled."""
 

@@ -137,6 +137,18 @@ def test_another_thread_may_start_ranks_too(
     assert codes == [3]
 
 
+@pytest.mark.parametrize(("leaves", "code"), [("tell_mistake()", 2), ("None", 1)])
+def test_a_users_mistake_is_told_from_a_crash_though_the_launcher_ends_alike(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, leaves: str, code: int
+) -> None:
+    script = tmp_path / "launcher"
+    rank = f"from openqwen2vl.training.exit_note import tell_mistake; {leaves}"
+    script.write_text(f'#!/bin/sh\n{sys.executable} -c "{rank}"\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    assert spawn(2, ["train"]) == code
+
+
 def test_a_slurm_sweep_goes_on_when_its_jobs_are_queued_again() -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `slurm`")
     config = composed("stage=pretrain", "launcher=slurm", "hydra.launcher.partition=gpu")

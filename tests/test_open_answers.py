@@ -69,6 +69,12 @@ def test_numbers_and_lists_of_mathvista(text, kind, read):
     assert read_math(text, {**NUMBER, "answer_type": kind}).value == read
 
 
+@pytest.mark.parametrize("text", ["[{{}}]", "[{{}: 1}]", "[" + "(" * 9000 + "]"])
+def test_a_list_that_python_cannot_make_is_a_text(text):
+    fields = {**NUMBER, "answer_type": "list"}
+    assert read_math(text, fields).value == text
+
+
 @pytest.mark.parametrize(
     ("text", "read", "how"),
     [

@@ -124,6 +124,38 @@ def test_an_event_names_the_documents_of_its_global_batch(
     }
 
 
+def test_a_step_without_a_finite_gradient_is_recorded_as_plain_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spikes_module, "trace_step", lambda *given: [])
+    (reader,) = joined(LossSpikes(), tmp_path).readers
+    nan, inf = float("nan"), float("inf")
+    figures = {"loss": nan, "grad_norm": inf, "loss_z": nan, "grad_norm_z": nan}
+    reader(3, {**figures, "skipped": 1, "spike": 0.0})
+    event = json.loads((tmp_path / LEDGER).read_text(), parse_constant=pytest.fail)
+    assert event == {"step": 3, **dict.fromkeys(figures), "skipped": 1, "documents": []}
+
+
+def test_a_resumed_run_tells_no_event_twice(tmp_path: Path) -> None:
+    kept = '{"step": 3, "loss": 1.0}\n{"step": 8, "loss": 2.0}\n'
+    (tmp_path / LEDGER).write_text(kept + '{"step": 9, "loss": 3.0}\n{"step": 1')
+    LossSpikes().on_train_start(FakeTrainer(tmp_path, global_step=8, is_global_zero=False), None)
+    assert '"step": 9' in (tmp_path / LEDGER).read_text()
+    LossSpikes().on_train_start(FakeTrainer(tmp_path, global_step=8), None)
+    assert (tmp_path / LEDGER).read_text() == kept
+
+
+def test_the_window_is_taken_over_on_the_runs_device_whenever_it_comes(tmp_path: Path) -> None:
+    """A sharded strategy loads callbacks after `on_fit_start` has moved the window to the GPU."""
+    state = LossSpikes().state_dict()
+    callback = LossSpikes()
+    for name in ("_history", "_place", "_row"):
+        setattr(callback, name, getattr(callback, name).to("meta"))
+    callback.load_state_dict(state)
+    for name in ("_history", "_place", "_row"):
+        assert getattr(callback, name).device.type == "meta"
+
+
 @pytest.mark.parametrize(
     "settings", [{"action": "stop"}, {"threshold": 0}, {"least": 2}, {"least": 9, "window": 8}]
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.models import tiny_mllm
-from support.runs import PackedCorpora, Run, train
+from support.runs import PackedCorpora, Run, assert_one_message, train
 
 from openqwen2vl.packing.reader import PackFolder
 from openqwen2vl.training.csv_log import read_rows
@@ -98,3 +98,26 @@ def test_what_cannot_be_traced_is_told(call: Run, run_dir: Path, tmp_path: Path)
         code, _, err = call("trace", *words)
         assert code == 2
         assert said in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ("[1]", "is not of a run"),
+        ('{"model_type": "llava"}', "is not of a run (a model folder has one, too)"),
+    ],
+)
+def test_a_folder_with_another_config_is_told(
+    call: Run, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert_one_message(call("trace", f"run={tmp_path}", "step=1"), message)
+
+
+def test_a_strangers_run_calls_nothing_but_our_classes(call: Run, tmp_path: Path) -> None:
+    trap = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path"}}
+    for data in (trap, {"_target_": "openqwen2vl.data_modules.packed.X", "mixture": [trap]}):
+        (tmp_path / "config.json").write_text(json.dumps({"data": data, "tokenizer": "x"}))
+        told = call("trace", f"run={tmp_path}", "step=1")
+        assert_one_message(told, "names pathlib.Path.touch as a part of its data")

@@ -261,3 +261,10 @@ def test_nothing_is_found_in_nothing():
         -1,
         -1,
     ]
+
+
+def test_an_archive_of_arrays_is_refused(tmp_path):
+    with (tmp_path / "uids.npy").open("wb") as file:
+        np.savez(file, a=np.zeros(2, PAIR))
+    with pytest.raises(UidError, match=r"is an \.npz of several arrays"):
+        read_uids(tmp_path / "uids.npy")

@@ -10,8 +10,7 @@ from rich.table import Table
 from openqwen2vl import __version__, commands
 from openqwen2vl.commands._hydra import launch
 from openqwen2vl.config import nearest
-
-USER_ERROR = 2
+from openqwen2vl.training.exit_note import USER_ERROR
 
 
 def verbs() -> list[str]:

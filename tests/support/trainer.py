@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.optim import adamw
@@ -44,6 +45,7 @@ class FakeTrainer(SimpleNamespace):
         super().__init__(**(settings | changes))
         self.strategy = SimpleNamespace(
             reduce_boolean_decision=lambda decision, all: decision,
+            root_device=torch.device("cpu"),
             reduce=lambda tensor, reduce_op: tensor,
         )
         self.saved: list[int] = []

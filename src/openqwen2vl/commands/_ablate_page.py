@@ -1,9 +1,9 @@
-"""The page of an ablation: what is real, scores, tests, curves, shared data, costs."""
+"""The page of an ablation: what is shown, scores, tests, curves, shared data, costs."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from openqwen2vl.commands._ablate_tables import score_cells
+from openqwen2vl.commands._ablate_tables import remarks, score_cells
 from openqwen2vl.evaluation.ablation.findings import (
     Curve,
     Findings,
@@ -69,11 +69,16 @@ def _list(page: Page, lines: Sequence[str]) -> None:
 
 
 def _conclusions(page: Page, findings: Findings) -> None:
-    page.section("What is real")
+    page.section("What is shown")
     _list(page, conclusions(findings.effects, findings.settings))
-    told = [(one.real, sentence(one, findings.settings)) for one in findings.effects]
-    for real, title in ((True, "Real"), (False, "Not shown")):
-        lines = [line for kind, line in told if kind is real]
+    told = [(verdict(one), sentence(one, findings.settings)) for one in findings.effects]
+    titles = {
+        "mixtures": "Of the mixtures",
+        "these models": "Of these trained models",
+        "not shown": "Not shown",
+    }
+    for kind, title in titles.items():
+        lines = [line for verdict_, line in told if verdict_ == kind]
         if lines:
             page.section(title)
             _list(page, lines)
@@ -86,7 +91,7 @@ def _scores(page: Page, findings: Findings) -> None:
     page.section(
         "Scores",
         "Percent, the benchmark's usual figure; with several seeds their mean and range. "
-        f"* differs really from {findings.mixtures[0]}.",
+        f"* this model differs from {findings.mixtures[0]}'s, ** the mixture does.",
     )
     columns = ["mixture", *findings.benchmarks, "mean"]
     rows = [[f"{label(findings, m)}  {m}", *score_cells(findings, m)] for m in findings.mixtures]
@@ -98,9 +103,11 @@ def _tests(page: Page, findings: Findings) -> None:
     level = f"{100 * (1 - findings.settings.alpha):g} %"
     page.section(
         f"Differences from {findings.mixtures[0]}",
-        f"In points of right answers, with {level} intervals ({'; '.join(methods)}). p is that of "
+        f"In points of right answers, with {level} intervals ({'; '.join(methods)}), each by itself "
+        "and, like p, of the choice of questions, not of seeds. p is that of "
         "the paired test named beside it; p (Holm) is corrected for all rows of this table. "
-        f"Detectable: what {100 * findings.settings.power:g} % of such comparisons would find.",
+        f"Detectable: what {100 * findings.settings.power:g} % of such comparisons would find, "
+        "each by itself.",
     )
     columns = ["mixture", "benchmark", "difference", "interval", "p (Holm)", "", "p", "by seed"]
     columns += ["detectable", "questions", "test"]
@@ -123,6 +130,7 @@ def _tests(page: Page, findings: Findings) -> None:
             ]
         )
     page.table(columns, rows)
+    _list(page, remarks(findings))
 
 
 def _curves(page: Page, findings: Findings) -> None:

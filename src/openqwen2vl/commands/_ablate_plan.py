@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,7 +23,7 @@ from openqwen2vl.evaluation.ablation.jobs import (
     is_done,
 )
 from openqwen2vl.evaluation.benchmarks.known import benchmark
-from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.training.stream import PackedData
 
 # Parts whose first weights a job's seed draws, where none are loaded.
@@ -44,6 +45,8 @@ _FREE = (
     *("name", "run_dir", "json", "resume", "init_from", "logger", "callbacks", "licences"),
     *("trainer", "packs_root", "tokenizer", "mixture", "data"),
 )
+# Likewise of evaluate; who is short of memory must not have to train again.
+_FREE_ASKED = ("batch_size", "batch_tokens", "data.num_workers", "trainer.devices")
 # Beside what repeats a key of the top level.
 _FREE_DATA = (
     *("mixture", "resolution", "budget", "seed", "isolate", "micro_batch"),
@@ -160,11 +163,19 @@ def settings_of(plan: Plan) -> dict[Job, dict[str, Any]]:
     check(asked, evaluate.SCHEMA)
     for name in plan.benchmarks:
         benchmark(name).read(plan.data_root)
-    scored = {"protocol": plan.protocol, "keys": sorted(plan.words["evaluate"])}
+    scored = {"protocol": plan.protocol, "keys": _asked(plan.words["evaluate"])}
     tuned = _stage(plan.train_words(first, SFT), SFT)
     found = {}
     for mixture in plan.mixtures:
-        trained = _stage(plan.train_words(Job(mixture, plan.seeds[0]), PRETRAIN), PRETRAIN)
+        words = plan.train_words(Job(mixture, plan.seeds[0]), PRETRAIN)
+        try:
+            trained = _stage(words, PRETRAIN)
+        except (UserError, InstantiationException) as error:
+            told = error.__cause__ if isinstance(error, InstantiationException) else error
+            if not isinstance(told, UserError):
+                raise
+            # A glob takes many: whose packs are missing must be told.
+            raise type(told)(f"mixture {mixture}: {told}") from error
         for seed in plan.seeds:
             stages = {
                 PRETRAIN: _seeded(trained, seed, ("order", *_DRAWN)),
@@ -172,6 +183,10 @@ def settings_of(plan: Plan) -> dict[Job, dict[str, Any]]:
             }
             found[Job(mixture, seed)] = {**stages, "evaluate": scored}
     return found
+
+
+def _asked(words: Sequence[str]) -> list[str]:
+    return sorted(w for w in words if w.lstrip("+~").partition("=")[0] not in _FREE_ASKED)
 
 
 def _stage(words: Sequence[str], stage: str) -> dict[str, Any]:

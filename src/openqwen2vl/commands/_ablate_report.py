@@ -8,11 +8,10 @@ from rich.console import Console
 
 from openqwen2vl.commands._ablate_config import REPORT, tests_of
 from openqwen2vl.commands._ablate_page import build_page
-from openqwen2vl.commands._ablate_sweep import PLAN
+from openqwen2vl.commands._ablate_sweep import read_plan
 from openqwen2vl.commands._ablate_tables import figures_of, show, write_csv
 from openqwen2vl.evaluation.ablation.findings import Findings, find
 from openqwen2vl.formats.errors import ConfigError
-from openqwen2vl.training.run_folder import RunFolder
 
 PAGE, TABLE = "report.html", "report.csv"
 
@@ -24,7 +23,7 @@ def findings_of(config: DictConfig) -> Findings:
         UserError: no ablation there, no such baseline, or scores that are not alike.
     """
     out = Path(str(config.out))
-    plan = RunFolder(out).read_json(PLAN)
+    plan = read_plan(out)
     if not plan:
         raise ConfigError(f"{out} holds no ablation; run one there first, without only={REPORT}")
     names = list(plan["mixtures"])

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -9,14 +10,31 @@ from rich.console import Console
 
 from openqwen2vl.commands._ablate_children import run_child
 from openqwen2vl.commands._ablate_plan import Plan
-from openqwen2vl.evaluation.ablation.jobs import FAILED, SETTINGS, Job
+from openqwen2vl.evaluation.ablation.jobs import FAILED, SETTINGS, Job, read_record
 from openqwen2vl.training.run_folder import RunFolder
 
 PLAN = "ablation.json"
 
 
+def read_plan(out: Path) -> dict[str, Any]:
+    """Read the plan of an ablation's folder; empty when there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    return read_record(out, PLAN, ("mixtures", "seeds", "benchmarks"))
+
+
 def prepare(plan: Plan, settings: Mapping[Job, Mapping[str, Any]], jobs: Sequence[Job]) -> None:
-    """Write the plan, and for each job that will run its settings; says which are done."""
+    """Write the plan, and for each job that will run its settings; says which are done.
+
+    Mixtures of the last plan that are not in this one keep their folders; the report, which is
+    this plan's alone, loses them, and that is said.
+    """
+    before = read_plan(plan.out).get("mixtures", [])
+    left = [name for name in before if name not in plan.mixtures]
+    if left:
+        _say(f"not in this report, though they lie in {plan.out}: {', '.join(left)}")
     RunFolder(plan.out).write_json(
         PLAN,
         {

@@ -11,16 +11,22 @@ from rich.console import Console
 from rich.table import Table
 
 from openqwen2vl.evaluation.ablation.effects import Effect
-from openqwen2vl.evaluation.ablation.findings import Findings
+from openqwen2vl.evaluation.ablation.findings import Findings, unequal_tokens
 from openqwen2vl.evaluation.ablation.jobs import PRETRAIN
 from openqwen2vl.evaluation.ablation.words import conclusions, sentence, verdict
 from openqwen2vl.formats.files import atomic_file
 
 COLUMNS = (
-    *("mixture", "benchmark", "baseline", "seeds", "questions", "score", "lowest", "highest"),
+    *("mixture", "benchmark", "baseline", "seeds", "questions", "figure"),
+    *("score", "lowest", "highest"),
     *("difference", "low", "high", "by_seed", "p", "p_holm", "detectable", "verdict"),
     *("tokens", "documents", "device_hours", "failed_seeds"),
 )
+
+# Names of a benchmark's figure that is the mean over its rows.
+_MEANS = ("accuracy", "row")
+# Above what a last step more or less makes of long runs.
+_UNEQUAL = 0.05
 
 
 def csv_rows(findings: Findings) -> list[dict[str, object]]:
@@ -43,6 +49,7 @@ def csv_rows(findings: Findings) -> list[dict[str, object]]:
             if done:
                 row |= {
                     "questions": done[0].record["scores"][benchmark]["n"],
+                    "figure": done[0].record["scores"][benchmark]["headline"],
                     "score": fmean(values),
                     "lowest": min(values),
                     "highest": max(values),
@@ -99,6 +106,7 @@ def figures_of(findings: Findings) -> dict[str, Any]:
             for one in findings.effects
         ],
         "conclusions": conclusions(findings.effects, findings.settings),
+        "remarks": remarks(findings),
         "tokens": {
             mixture: findings.consumed(mixture, PRETRAIN, "tokens") for mixture in findings.mixtures
         },
@@ -107,9 +115,30 @@ def figures_of(findings: Findings) -> dict[str, Any]:
     }
 
 
+def remarks(findings: Findings) -> list[str]:
+    """Say what differences do not mean: other figures than the scores, unequal pre-training."""
+    heads = findings.outcomes[0].record["scores"] if findings.outcomes else {}
+    figures = {name: heads[name]["headline"] for name in findings.benchmarks if name in heads}
+    told = [
+        f"{name}: scores are its {figure}, differences are of the mean over its rows"
+        for name, figure in figures.items()
+        if figure not in _MEANS
+    ]
+    if (more := unequal_tokens(findings)) > _UNEQUAL:
+        told.append(
+            f"pre-training was not equal: the largest took {more:.0%} more tokens than the "
+            "smallest; budget.tokens makes it so"
+        )
+    return told
+
+
 def score_cells(findings: Findings, mixture: str) -> list[str]:
     """Give a mixture's row of the score table: each benchmark, then the mean of them."""
-    real = {one.benchmark for one in findings.effects if one.mixture == mixture and one.real}
+    stars = {
+        one.benchmark: " **" if one.of_mixtures else " *"
+        for one in findings.effects
+        if one.mixture == mixture and one.of_models
+    }
     cells = []
     for benchmark in findings.benchmarks:
         values = findings.headlines(mixture, benchmark)
@@ -117,15 +146,15 @@ def score_cells(findings: Findings, mixture: str) -> list[str]:
             cells.append("failed")
             continue
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
-        cells.append(f"{fmean(values):.1f}{spread}{' *' if benchmark in real else ''}")
+        cells.append(f"{fmean(values):.1f}{spread}{stars.get(benchmark, '')}")
     average = findings.average(mixture)
     return [*cells, "" if average is None else f"{average:.1f}"]
 
 
 def show(findings: Findings) -> None:
-    """Print the scores, what is real, and what failed."""
+    """Print the scores, what is shown, and what failed."""
     console = Console()
-    title = f"scores in percent; * a real difference from {findings.mixtures[0]}"
+    title = f"scores in percent; * differs from {findings.mixtures[0]} (** as a mixture)"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left")
     table.add_column("mixture", overflow="fold")
     for name in (*findings.benchmarks, "mean", "tokens"):
@@ -136,6 +165,7 @@ def show(findings: Findings) -> None:
     console.print(table)
     told = conclusions(findings.effects, findings.settings)
     told += [sentence(one, findings.settings) for one in findings.effects]
+    told += remarks(findings)
     told += [f"failed: {job.name}: {why}" for job, why in findings.failed.items()]
     for line in told:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -148,7 +148,7 @@ def split_paths(text: str) -> list[str]:
     Args:
         text: ``a.png 'my cat.png'``, or ``my cat.png`` where there is such a file.
     """
-    if Path(text).expanduser().is_file():
+    if _file(text) is not None:
         return [text]
     try:
         return shlex.split(text)
@@ -162,14 +162,23 @@ def read_picture(partner: Partner, path: str) -> Picture:
     Raises:
         ImageError: no such file, or it is no picture that can be shown.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():  # nor a device that never ends
+    file = _file(path)
+    if file is None:  # nor a device that never ends
         raise ImageError(f"{path} cannot be shown: there is no such file")
     try:
         data = file.read_bytes()
     except OSError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror})") from error
     return partner.look(data, file.name)
+
+
+def _file(path: str) -> Path | None:
+    """Give the file at a path; a name too long, or nobody's home, is no file either."""
+    try:
+        file = Path(path).expanduser()
+        return file if file.is_file() else None
+    except (OSError, RuntimeError):
+        return None
 
 
 def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:

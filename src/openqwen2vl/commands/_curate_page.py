@@ -44,8 +44,10 @@ def build_page(curation: Curation, found: Mapping[str, Any]) -> Page:
     _contamination(page, found.get("deduplicate", {}).get("contamination", {}))
     tables = curation.open_inputs()
     for name, rule in curation.chosen.sources.items():
-        page.section(f"{name}: {rule.keep}", f"selected from {rule.input}")
-        for drawn in histograms(tables[rule.input], rule, _selection(curation.out, name)):
+        figures = histograms(tables[rule.input], rule, _selection(curation.out, name))
+        seen = found["select"]["sources"][name]["seen"]
+        page.section(f"{name}: {rule.keep}", f"selected from {rule.input}{_part(figures, seen)}")
+        for drawn in figures:
             page.svg(_histogram(drawn))
         folder = curation.inputs[rule.input]
         if any(folder.glob("*.tar")):
@@ -125,6 +127,13 @@ def _contamination(page: Page, told: Mapping[str, Mapping[str, int]]) -> None:
         names = ("pictures", "unreadable", "shown", "samples")
         rows = [[file, *(f"{counts[name]:,}" for name in names)] for file, counts in told.items()]
         page.table(["file", *names], rows)
+
+
+def _part(figures: Sequence[Histogram], seen: int) -> str:
+    """Say it when histograms show only the beginning of a source."""
+    if not figures or figures[0].samples >= seen:
+        return ""
+    return f"; histograms show its first {figures[0].samples:,} of {seen:,} samples"
 
 
 def _histogram(drawn: Histogram) -> str:

@@ -26,6 +26,7 @@ from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
 from openqwen2vl.packing.order import Phase
 from openqwen2vl.training.checkpoint import AtomicCheckpointIO, checkpoint_step, newest, read_facts
+from openqwen2vl.training.exit_note import USER_ERROR
 from openqwen2vl.training.launch import leave, leave_with_launcher, rank, spawn, tail_overrides
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.run_folder import RunFolder
@@ -41,6 +42,7 @@ def run_processes(config: DictConfig, processes: int) -> dict[str, object]:
 
     Raises:
         UserError: the ranks said so (their message is above).
+        RuntimeError: one of them crashed or was killed, which is no mistake of the user's.
     """
     # Most mistakes show here, before any rank starts and all of them complain.
     data = _data(config)
@@ -60,8 +62,13 @@ def run_processes(config: DictConfig, processes: int) -> dict[str, object]:
     record = folder.read_json("run.json")
     # torchrun itself exits 1 after a SIGTERM although its ranks saved and ended well.
     stopped = record.get("state") == "stopped" and record != before
+    if code == USER_ERROR:
+        raise UserError("training ended; the ranks' messages are above")
     if code and not stopped:
-        raise UserError(f"training ended with code {code}; the ranks' messages are above")
+        raise RuntimeError(
+            "a rank crashed or was killed (out of memory?); what it said is above, and resume=last "
+            "goes on from the newest checkpoint"
+        )
     return _figures(folder)
 
 
@@ -124,9 +131,14 @@ def _resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[s
     """Check that the run is the same and keep the phases that it fixed at its start.
 
     Raises:
-        CheckpointError: another order, or more steps than the schedule spans.
+        CheckpointError: another order, more steps than the schedule spans, or no run's at all.
     """
     facts = read_facts(checkpoint)
+    if "converted" in facts:
+        raise CheckpointError(
+            f"{checkpoint} was converted, not trained, so there is nothing to resume; start a run "
+            f"from its weights with init_from={checkpoint}"
+        )
     sharded = config.strategy._target_.endswith(".fsdp")
     if checkpoint.is_dir() != sharded:
         raise CheckpointError(

@@ -21,8 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from openqwen2vl.config import check, find_target, nearest
 from openqwen2vl.formats.errors import UserError
-
-USER_ERROR = 2
+from openqwen2vl.training.exit_note import USER_ERROR, tell_mistake
 
 
 def launch(verb: str, overrides: Sequence[str]) -> int:
@@ -76,6 +75,8 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
         mistakes.append(_explain(error))
     for mistake in mistakes:
         sys.stderr.write(mistake.rstrip() + "\n")
+    if mistakes:
+        tell_mistake()
     return USER_ERROR if mistakes else 0
 
 

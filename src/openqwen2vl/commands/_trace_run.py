@@ -1,7 +1,7 @@
 """A run's folder opened to look back: its order, its packs, its checkpoints."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -148,13 +148,10 @@ def open_run(path: Path, tokenizer: str | None) -> TracedRun:
         tokenizer: folder or hub name; None: the run's own.
 
     Raises:
-        CheckpointError: no run there.
+        CheckpointError: no run there, or one that names a class of others.
         PackError: its packs have changed or are gone.
     """
-    written = path / "config.json"
-    if not written.is_file():
-        raise CheckpointError(f"{path} holds no run: there is no config.json; give run=runs/NAME")
-    config = cast(DictConfig, OmegaConf.create(json.loads(written.read_text())))
+    config = _config(path / "config.json")
     config.data.preflight = False
     data = cast(PackedData, instantiate(config.data, _convert_="all"))
     kept = checkpoints(path / "checkpoints")
@@ -169,3 +166,36 @@ def open_run(path: Path, tokenizer: str | None) -> TracedRun:
         data.keep_phases([Phase(**phase) for phase in facts["phases"]])
     name = str(tokenizer or config.tokenizer)
     return TracedRun(path, data, load_tokenizer(name), bool(config.data.isolate))
+
+
+def _config(written: Path) -> DictConfig:
+    """Read a run's config, whose classes will be called: only ours are, whoever wrote the file."""
+    if not written.is_file():
+        raise CheckpointError(
+            f"{written.parent} holds no run: there is no config.json; give run=runs/NAME"
+        )
+    try:
+        found = json.loads(written.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{written} is no JSON ({error}); it is damaged") from error
+    data = found.get("data") if isinstance(found, dict) else None
+    if not isinstance(data, dict) or "_target_" not in data or "tokenizer" not in found:
+        raise CheckpointError(
+            f"{written} is not of a run (a model folder has one, too); give run=runs/NAME"
+        )
+    strange = [one for one in _targets(data) if not str(one).startswith("openqwen2vl.")]
+    if strange:
+        raise CheckpointError(
+            f"{written} names {strange[0]} as a part of its data; only parts of openqwen2vl are "
+            "called for a run that may be a stranger's"
+        )
+    return cast(DictConfig, OmegaConf.create(found))
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Yield what a config would call, however deep."""
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if isinstance(node, dict) and "_target_" in node:
+        yield node["_target_"]
+    for one in inner:
+        yield from _targets(one)

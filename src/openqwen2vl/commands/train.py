@@ -149,8 +149,16 @@ def run(config: DictConfig) -> dict[str, object]:
 
     Returns:
         The last step's figures and where the run lies.
+
+    Raises:
+        UserError: several nodes without a launcher that spans them, or a mistake found on the way.
     """
     processes = ranks(config)
+    if config.trainer.num_nodes > 1 and not launched():
+        raise ConfigError(
+            f"trainer.num_nodes is {config.trainer.num_nodes}, but this process was started alone; "
+            "start it on every node with torchrun or srun, or set trainer.num_nodes=1"
+        )
     if processes > 1 and not launched():
         return run_processes(config, processes)
     return fit(config, processes)

@@ -33,6 +33,7 @@ class Histogram:
         kept: how many of the samples that stay fall into each bin.
         dropped: likewise of the others.
         cuts: thresholds of the expression: the value, and the words to write beside it.
+        samples: how many samples were looked at, of whom some may lack a value.
     """
 
     column: str
@@ -41,6 +42,7 @@ class Histogram:
     kept: tuple[int, ...]
     dropped: tuple[int, ...]
     cuts: tuple[tuple[float, str], ...]
+    samples: int
 
 
 def histograms(tables: SourceTables, rule: Rule, selected: Path) -> list[Histogram]:
@@ -76,9 +78,8 @@ def histograms(tables: SourceTables, rule: Rule, selected: Path) -> list[Histogr
                 np.histogram(part, BINS, (low, high))[0] for part in (numbers[mine], numbers[~mine])
             )
             cuts = tuple(cut for cut in _cuts(expression, name) if low <= cut[0] <= high)
-            found.append(
-                Histogram(name, low, high, tuple(kept.tolist()), tuple(dropped.tolist()), cuts)
-            )
+            counts = tuple(kept.tolist()), tuple(dropped.tolist())
+            found.append(Histogram(name, low, high, *counts, cuts, len(stays)))
     return found
 
 

@@ -31,7 +31,7 @@ def sentence(found: Comparison, settings: Settings) -> str:
     low, high = found.interval
     level = f"{100 * (1 - settings.alpha):g} % interval {low:.2f} to {high:.2f}"
     size = f"{_who(found)} ({level}, {_p(found, settings)})"
-    return f"{found.name}: {size}: {_meaning(found, settings)}{_rough(found)}."
+    return f"{found.name}: {size}: {_meaning(found, settings)}{roughness(found)}."
 
 
 def _who(found: Comparison) -> str:
@@ -60,7 +60,8 @@ def _meaning(found: Comparison, settings: Settings) -> str:
     return f"no real difference shown{joint} {least}"
 
 
-def _rough(found: Comparison) -> str:
+def roughness(found: Comparison) -> str:
+    """Give a clause that ends a sentence where too few questions differ for the interval, or ''."""
     if found.differing >= _FEW or found.interval_method != BOOTSTRAP:
         return ""
     return f"; so few questions differ ({found.differing}) that the interval is rough"

@@ -124,7 +124,8 @@ def spelt(text: str) -> Any:
     """Give the list, dictionary or number that a text spells in Python, else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        # A set of dictionaries is a TypeError, many brackets are the last two.
         return text
 
 

@@ -16,7 +16,7 @@ from openqwen2vl.formats.errors import UserError
 NAME = "predictions.jsonl"
 KIND = "openqwen2vl.predictions"
 VERSION = 1
-_NEEDED = frozenset({"id", "cluster", "output", "fields", "prompt_hash"})
+_NEEDED = {"id": str, "cluster": str, "output": str, "fields": dict, "prompt_hash": str}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,8 @@ def read_lines(path: Path) -> Lines:
     """Read the whole lines of a file of predictions or of a rank's part of one.
 
     Raises:
-        UserError: a line is no JSON object of ours, or an id comes twice.
+        UserError: a line is no JSON object of ours, holds something of another type, or an id
+            comes twice.
     """
     data = path.read_bytes()
     size = data.rfind(b"\n") + 1
@@ -145,15 +146,25 @@ def read_lines(path: Path) -> Lines:
             raise UserError(f"{path}, line {number} is not JSON ({error})") from error
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {number} is {type(record).__name__}, no answer")
-        if not record.keys() >= _NEEDED and not (number == 1 and "kind" in record):
-            missing = ", ".join(sorted(_NEEDED - record.keys()))
-            raise UserError(f"{path}, line {number} lacks {missing}")
+        if number > 1 or "kind" not in record:
+            _check_answer(record, f"{path}, line {number}")
         records.append(record)
     ids = [record.get("id") for record in records]
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0][0]
         raise UserError(f"{path} holds the id {twice!r} twice; each question is answered once")
     return Lines(records, size)
+
+
+def _check_answer(record: Mapping[str, Any], place: str) -> None:
+    if not record.keys() >= _NEEDED.keys():
+        raise UserError(f"{place} lacks {', '.join(sorted(_NEEDED.keys() - record.keys()))}")
+    for name, kind in _NEEDED.items():
+        if not isinstance(record[name], kind):
+            raise UserError(f"{place}: {name} is {record[name]!r}; expected {kind.__name__}")
+    logprobs = record.get("logprobs", [])
+    if not isinstance(logprobs, list) or not all(isinstance(p, int | float) for p in logprobs):
+        raise UserError(f"{place}: logprobs is {logprobs!r}; expected a list of numbers")
 
 
 def read_header(path: Path, records: Sequence[Mapping[str, Any]]) -> Header:

@@ -56,9 +56,11 @@ def gpu_hours(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Add up the measured hours of all stages by the kind of device."""
     found: dict[str, float] = {}
     for stage in stages:
-        if "device_hours" in stage:
-            device = str(stage.get("device", _UNKNOWN))
-            found[device] = found.get(device, 0.0) + float(stage["device_hours"])
+        # A run may have gone on with other devices; old records name the last ones alone.
+        whole = {str(stage.get("device", _UNKNOWN)): stage.get("device_hours")}
+        for device, hours in (stage.get("hours_by_device") or whole).items():
+            if hours is not None:
+                found[device] = found.get(device, 0.0) + float(hours)
     return found
 
 
@@ -231,7 +233,11 @@ def _stage_name(stage: Mapping[str, Any]) -> str:
 
 
 def _hardware(stage: Mapping[str, Any]) -> str:
-    return f"{stage['devices']} x {stage['device']}" if "device" in stage else _UNKNOWN
+    if "device" not in stage:
+        return _UNKNOWN
+    before = [one for one in stage.get("hours_by_device", {}) if one != stage["device"]]
+    earlier = f", before it {', '.join(before)}" if before else ""
+    return f"{stage['devices']} x {stage['device']}{earlier}"
 
 
 def _count(source: Mapping[str, Any], key: str) -> str:

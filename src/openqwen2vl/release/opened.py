@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from openqwen2vl.formats.errors import CheckpointError, UserError
@@ -22,6 +23,10 @@ from openqwen2vl.training.checkpoint import newest, read_facts, read_weights
 KEY, FORMAT = "openqwen2vl", 1
 """What our folders add to their config, and which version of it this is."""
 
+_SENSELESS = (
+    *(ArithmeticError, AttributeError, KeyError, TypeError, ValueError),
+    StrictDataclassError,
+)
 CHECKPOINT, FOLDER = "a checkpoint of openqwen2vl", "a model folder of openqwen2vl"
 
 
@@ -126,13 +131,23 @@ def read_source(path: Path, tower: str | None = None) -> Source:
     """Read a model folder of others.
 
     Raises:
-        CheckpointError: of no known layout, with what was found and what there is.
+        CheckpointError: of no known layout, with what was found and what there is, or with values
+            in its files that no such model has.
     """
     config = read_json(path / CONFIG)
-    if is_llava_repository(config):
-        return read_llava_repository(path, tower)
-    if is_llava_folder(config):
-        return read_llava_folder(path)
+    try:
+        if is_llava_repository(config):
+            return read_llava_repository(path, tower)
+        if is_llava_folder(config):
+            return read_llava_folder(path)
+    except UserError:
+        raise
+    except _SENSELESS as error:
+        # Whatever somebody wrote there meets transformers' configs and our arithmetic.
+        raise CheckpointError(
+            f"{path / CONFIG}, or another JSON file beside it, holds what no such model has "
+            f"({type(error).__name__}: {' '.join(str(error).split())}); it is damaged"
+        ) from error
     raise CheckpointError(
         f"{path / CONFIG} is of model_type {config.get('model_type')!r}; expected a folder that "
         "openqwen2vl export wrote, one of transformers' LLaVA (model_type llava) or one of the "

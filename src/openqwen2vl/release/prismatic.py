@@ -43,7 +43,7 @@ def read_prismatic(path: Path, blocks: int) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is no {LAYOUT}: it has no model with {_PROJECTOR} and {_LLM}"
         )
-    parts: Mapping[str, Mapping[str, Tensor]] = opened["model"]
+    parts = _parts(opened["model"], path)
     ours: dict[str, Tensor] = {}
     tower: dict[str, Tensor] = {}
     unknown = [
@@ -71,3 +71,20 @@ def read_prismatic(path: Path, blocks: int) -> dict[str, Tensor]:
             unknown.append(f"{_VISION}.{name}")
     refuse_unknown(unknown, path, LAYOUT)
     return ours | timm_weights(tower, blocks)
+
+
+def _parts(model: Mapping[Any, Any], path: Path) -> Mapping[str, Mapping[str, Tensor]]:
+    """Refuse parts that are no tables of names to tensors: the file may be anybody's.
+
+    Raises:
+        CheckpointError: with the first such part.
+    """
+    for part, weights in model.items():
+        named = isinstance(weights, Mapping) and all(
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+        )
+        if not named:
+            raise CheckpointError(
+                f"{path} holds something else than named tensors as its {part}; expected {LAYOUT}"
+            )
+    return model

@@ -11,7 +11,7 @@ from openqwen2vl.release.opened import KEY, is_folder, is_ours
 from openqwen2vl.training.checkpoint import checkpoint_step, newest, read_facts
 from openqwen2vl.training.run_folder import RunFolder
 
-_RECORDED = ("device", "devices", "device_hours", "versions")
+_RECORDED = ("device", "devices", "device_hours", "hours_by_device", "versions")
 
 
 def stages(path: Path) -> list[dict[str, Any]]:
@@ -70,6 +70,8 @@ def _told(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     folder = RunFolder(_run_folder(path))
     run, consumed = folder.read_json("run.json"), folder.read_json("consumed.json")
     config = folder.read_json("config.json")
+    # What a checkpoint has cost it says itself, up to its own step and without its run's folder.
+    recorded = {**run, **facts.get("cost", {})}
     order, licences = facts.get("order", {}), facts.get("licences", {})
     weights = dict(zip(order.get("sources", []), order.get("weights", []), strict=False))
     by_weights = order.get("mode") == "weights"
@@ -95,7 +97,7 @@ def _told(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
             }
             for name in order.get("sources", licences)
         },
-        **{key: run.get(key) for key in _RECORDED},
+        **{key: recorded.get(key) for key in _RECORDED},
     }
     return {key: value for key, value in stage.items() if value is not None}
 

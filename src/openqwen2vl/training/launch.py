@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -20,6 +21,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.training.exit_note import USER_ERROR, VARIABLE
 
 # What schedulers send some time before they kill: SLURM by --signal, submitit SIGUSR2.
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -102,16 +104,13 @@ def spawn(processes: int, arguments: Sequence[str]) -> int:
     Lightning's own launcher would start Hydra anew in each rank with this process's command line,
     which in a sweep is the whole sweep.
 
-    SIGTERM and Ctrl-C go on to the ranks. So does a scheduler's warning (SIGUSR1 or SIGUSR2), as
-    SIGTERM: they save and stop, and only then whoever handled the warning before has its turn,
-    such as submitit, which queues the job again.
-
     Args:
         processes: ranks.
         arguments: the verb and its overrides.
 
     Returns:
-        The launcher's exit code.
+        The exit code: 2 when a rank ended by a mistake of the user's, which the launcher's own code
+        does not tell from a rank that crashed or was killed; else the launcher's.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "-m", "openqwen2vl", *arguments]
@@ -120,12 +119,34 @@ def spawn(processes: int, arguments: Sequence[str]) -> int:
         # Seconds from SIGTERM to SIGKILL, which must do for a checkpoint (torchrun gives 30).
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300",
     }
-    child = subprocess.Popen(command, env={**defaults, **os.environ}, preexec_fn=_before_launcher())
-    warned: list[tuple[int, FrameType | None]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "mistake"
+        child = subprocess.Popen(
+            command,
+            env={**defaults, **os.environ, VARIABLE: str(note)},
+            preexec_fn=_before_launcher(),
+        )
+        code, _ = wait_passing_signals(child)
+        return USER_ERROR if code and note.exists() else code
+
+
+def wait_passing_signals(child: subprocess.Popen[bytes]) -> tuple[int, int | None]:
+    """Wait for a child; what asks this process to stop asks the child first.
+
+    SIGTERM and Ctrl-C go on to it. So does a scheduler's warning (SIGUSR1 or SIGUSR2), as SIGTERM:
+    it saves and stops, and only then whoever handled the warning before has its turn, such as
+    submitit, which queues the job again.
+
+    Args:
+        child: a process of ours.
+
+    Returns:
+        Its exit code, and the first signal that this process got meanwhile.
+    """
+    passed: list[tuple[int, FrameType | None]] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        if number in WARNINGS:
-            warned.append((number, frame))
+        passed.append((number, frame))
         child.send_signal(signal.SIGTERM if number in WARNINGS else number)
 
     # Python lets only its first thread take handlers; in another, whoever runs that one must.
@@ -137,11 +158,11 @@ def spawn(processes: int, arguments: Sequence[str]) -> int:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    for warning, frame in warned[:1]:
+    for warning, frame in [one for one in passed if one[0] in WARNINGS][:1]:
         before = old[warning]
         if callable(before):
             before(warning, frame)
-    return code
+    return code, passed[0][0] if passed else None
 
 
 def _before_launcher() -> Callable[[], None]:

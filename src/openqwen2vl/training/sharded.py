@@ -49,7 +49,7 @@ def vet(path: Path) -> None:
     """Make sure that PyTorch may open a sharded folder.
 
     Raises:
-        CheckpointError: it is not complete, or what it holds could run code.
+        CheckpointError: it is not complete, or what it holds could run code or lies elsewhere.
     """
     if not (path / CONTENTS).is_file():
         raise CheckpointError(f"{path} lacks its {CONTENTS}; it is not a complete sharded folder")
@@ -57,6 +57,9 @@ def vet(path: Path) -> None:
         contents = _Reader(io.BytesIO((path / CONTENTS).read_bytes())).load()
         if not isinstance(contents, Metadata):
             raise TypeError(f"{CONTENTS} holds a {type(contents).__name__}")
+        for place in contents.storage_data.values():
+            if Path(place.relative_path).name != place.relative_path:
+                raise ValueError(f"it names {place.relative_path!r}, outside of its folder")
         for name, entry in contents.state_dict_metadata.items():
             if isinstance(entry, BytesStorageMetadata):
                 place = contents.storage_data[MetadataIndex(name)]

@@ -122,6 +122,9 @@ def read_uids(path: Path) -> UidList:
         raise UidError(
             f"{path} is no .npy of uids ({str(error).splitlines()[0]}); expected an array of u8,u8"
         ) from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise UidError(f"{path} is an .npz of several arrays; expected one array of u8,u8")
     kinds = [found.dtype[i] for i in range(len(found.dtype))] if found.dtype.names else []
     if found.ndim != 1 or [(kind.kind, kind.itemsize) for kind in kinds] != [("u", 8)] * 2:
         raise UidError(

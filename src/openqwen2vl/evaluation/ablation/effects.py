@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from openqwen2vl.evaluation.comparison import (
 from openqwen2vl.evaluation.conclusion import is_real
 from openqwen2vl.evaluation.pairing import Pair, pair_scores
 from openqwen2vl.evaluation.score_files import Scored
+from openqwen2vl.evaluation.statistics import holm
+from openqwen2vl.formats.errors import UserError
 
 Scores = Mapping[str, Mapping[int, Sequence[Scored]]]
 """Scored answers by mixture and seed."""
@@ -29,7 +32,9 @@ class Effect:
         seeds: that both have.
         comparison: over all these seeds; p-values corrected over all effects.
         by_seed: the difference under each seed, in points.
-        real: see `effects`.
+        of_models: whether it is shown of the models that were trained; see `effects`.
+        p_over_seeds: corrected; None with one seed.
+        of_mixtures: whether it is shown of the mixtures, whatever the seed.
     """
 
     mixture: str
@@ -37,7 +42,9 @@ class Effect:
     seeds: Sequence[int]
     comparison: Comparison
     by_seed: Sequence[float]
-    real: bool
+    of_models: bool = False
+    p_over_seeds: float | None = None
+    of_mixtures: bool = False
 
     @property
     def benchmark(self) -> str:
@@ -49,9 +56,12 @@ def effects(scores: Scores, baseline: str, settings: Settings) -> list[Effect]:
     """Compare every mixture with the baseline on every benchmark.
 
     With several seeds the answers of all of them to one question are one cluster: questions are
-    drawn, and exchanged, with their answers under every seed. An effect is real when its
-    p-value, corrected by Holm's method over all effects, is below alpha, and the difference has
-    the same sign under each seed.
+    drawn, and exchanged, with their answers under every seed. An effect is shown of the trained
+    models when its p-value, corrected by Holm's method over all effects, is below alpha, and the
+    difference has the same sign under each seed. That test knows nothing of how far another seed
+    would have moved the scores, so an effect is shown of the mixtures only when the differences
+    under each seed, as a sample of seeds, also leave no room for chance: Student's t, corrected
+    likewise. One seed shows nothing of mixtures, and two seldom do.
 
     Args:
         scores: of the baseline, too; mixtures without a seed in common with it are left out.
@@ -61,6 +71,7 @@ def effects(scores: Scores, baseline: str, settings: Settings) -> list[Effect]:
     Raises:
         UserError: scores that are not alike, or about other questions.
     """
+    _check_seeds(scores.get(baseline, {}), baseline)
     found: list[Effect] = []
     for mixture, by_seed in scores.items():
         common = [seed for seed in by_seed if seed in scores.get(baseline, {})]
@@ -72,12 +83,58 @@ def effects(scores: Scores, baseline: str, settings: Settings) -> list[Effect]:
             alike = [pair for several in pairs for pair in several if pair.benchmark == name]
             compared = compare_pair(over_seeds(alike), settings)
             differences = [100 * float((pair.b - pair.a).mean()) for pair in alike]
-            found.append(Effect(mixture, baseline, common, compared, differences, False))
+            found.append(Effect(mixture, baseline, common, compared, differences))
     corrected = correct_for_several([one.comparison for one in found])
-    return [
-        replace(one, comparison=compared, real=_is_real(compared, one.by_seed, settings))
-        for one, compared in zip(found, corrected, strict=True)
-    ]
+    return _decided(found, corrected, settings)
+
+
+def _decided(
+    found: Sequence[Effect], corrected: Sequence[Comparison], settings: Settings
+) -> list[Effect]:
+    several = [one for one in found if len(one.by_seed) > 1]
+    over_seeds = holm([seeds_p(one.by_seed) for one in several]) if several else []
+    p_of = {id(one): p for one, p in zip(several, over_seeds, strict=True)}
+    decided = []
+    for one, compared in zip(found, corrected, strict=True):
+        shown = is_real(compared, settings) and agree(one.by_seed)
+        p = p_of.get(id(one))
+        decided.append(
+            replace(
+                one,
+                comparison=compared,
+                of_models=shown,
+                p_over_seeds=p,
+                of_mixtures=shown and p is not None and p < settings.alpha,
+            )
+        )
+    return decided
+
+
+def seeds_p(by_seed: Sequence[float]) -> float:
+    """Two-sided p of Student's t for a mean difference of 0 over seeds.
+
+    Args:
+        by_seed: differences under two seeds or more.
+    """
+    values = np.asarray(by_seed, np.float64)
+    error = values.std(ddof=1) / np.sqrt(len(values))
+    if error == 0:
+        return 0.0 if values[0] else 1.0
+    # With the extra `report`, like all tests.
+    students_t = import_module("scipy.stats").t
+    return float(2 * students_t.sf(abs(values.mean()) / error, len(values) - 1))
+
+
+def _check_seeds(by_seed: Mapping[int, Sequence[Scored]], mixture: str) -> None:
+    """Refuse to join seeds that were not asked alike: their questions would be others."""
+    seeds = list(by_seed)
+    for seed in seeds[1:]:
+        try:
+            pair_scores(by_seed[seeds[0]], by_seed[seed])
+        except UserError as error:
+            raise UserError(
+                f"{mixture}: seed {seeds[0]} (a) and seed {seed} (b) cannot be joined: {error}"
+            ) from error
 
 
 def over_seeds(pairs: Sequence[Pair]) -> Pair:
@@ -95,7 +152,3 @@ def agree(by_seed: Sequence[float]) -> bool:
     """Tell whether the difference has the same sign, not 0, under each seed."""
     signs = {float(np.sign(value)) for value in by_seed}
     return len(signs) == 1 and 0.0 not in signs
-
-
-def _is_real(found: Comparison, by_seed: Sequence[float], settings: Settings) -> bool:
-    return is_real(found, settings) and agree(by_seed)

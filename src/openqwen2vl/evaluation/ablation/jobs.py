@@ -77,9 +77,35 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def read_outcome(out: Path, job: Job) -> Outcome | None:
-    """Read what a job gave; None when it is not done."""
-    record = RunFolder(out / job.name).read_json(DONE)
+    """Read what a job gave; None when it is not done.
+
+    Raises:
+        UserError: the record is damaged, or of another version.
+    """
+    record = read_record(out / job.name, DONE, ("version", "scores", "consumed"))
+    if record and record["version"] != VERSION:
+        raise UserError(
+            f"{out / job.name / DONE} is of version {record['version']}, this is version {VERSION};"
+            " delete it and run the ablation again"
+        )
     return Outcome(job, out / job.name, record) if record else None
+
+
+def read_record(folder: Path, name: str, keys: Sequence[str]) -> dict[str, Any]:
+    """Read a file of an ablation; empty when there is none.
+
+    Raises:
+        UserError: it is damaged, or lacks one of the keys.
+    """
+    path = folder / name
+    try:
+        record = RunFolder(folder).read_json(name)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again") from error
+    missing = [key for key in keys if record and key not in record]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; delete it and run again")
+    return record
 
 
 def read_failure(out: Path, job: Job) -> str:

@@ -1,15 +1,17 @@
-"""What an ablation shows, in plain sentences: which differences are real and which are not shown."""
+"""What an ablation shows, in plain sentences: of mixtures, of trained models, or not at all."""
 
 from collections.abc import Sequence
 
 from openqwen2vl.evaluation.ablation.effects import Effect, agree
 from openqwen2vl.evaluation.comparison import Settings
-from openqwen2vl.evaluation.conclusion import is_below_detectable
+from openqwen2vl.evaluation.conclusion import is_below_detectable, roughness
 
 
 def verdict(effect: Effect) -> str:
     """Give the verdict in two words at most."""
-    return "real" if effect.real else "not shown"
+    if effect.of_mixtures:
+        return "mixtures"
+    return "these models" if effect.of_models else "not shown"
 
 
 def sentence(effect: Effect, settings: Settings) -> str:
@@ -27,7 +29,8 @@ def sentence(effect: Effect, settings: Settings) -> str:
     else:
         size = f"{effect.mixture} and {effect.baseline} are both at {found.a:.2f} %"
     level = f"{100 * (1 - settings.alpha):g} % interval {low:.2f} to {high:.2f}"
-    return f"{found.name}: {size} ({level}, p = {found.p_holm:.2g}): {_meaning(effect, settings)}."
+    meaning = f"{_meaning(effect, settings)}{roughness(found)}"
+    return f"{found.name}: {size} ({level}, p by Holm {found.p_holm:.2g}): {meaning}."
 
 
 def _meaning(effect: Effect, settings: Settings) -> str:
@@ -36,11 +39,17 @@ def _meaning(effect: Effect, settings: Settings) -> str:
         ""
         if found.detectable is None
         else f"{found.questions:,} questions find {found.detectable:.2f} points in "
-        f"{100 * settings.power:g} % of cases"
+        f"{100 * settings.power:g} % of cases, compared alone"
     )
-    if effect.real:
-        small = is_below_detectable(found)
-        return f"a real difference{f', its size uncertain: {least}' if small else ''}"
+    if effect.of_models:
+        size = f", its size uncertain: {least}" if is_below_detectable(found) else ""
+        models = f"a difference between these {2 * len(effect.seeds)} trained models"
+        if effect.p_over_seeds is None:
+            return f"{models}{size}"
+        over = f"p over {len(effect.seeds)} seeds by Holm {effect.p_over_seeds:.2g}"
+        if effect.of_mixtures:
+            return f"a real difference between the mixtures ({over}){size}"
+        return f"{models}, not shown of the mixtures ({over}){size}"
     if found.p_holm < settings.alpha and not agree(effect.by_seed):
         told = ", ".join(f"{value:+.2f}" for value in effect.by_seed)
         return f"not shown, since the seeds disagree ({told})"
@@ -49,7 +58,7 @@ def _meaning(effect: Effect, settings: Settings) -> str:
 
 
 def conclusions(effects: Sequence[Effect], settings: Settings) -> list[str]:
-    """Say what the ablation shows as a whole: how many differences are real, how they were told.
+    """Say what the ablation shows as a whole: how many differences, of what, how they were told.
 
     Args:
         effects: corrected; several seeds as `effects` treats them.
@@ -59,28 +68,41 @@ def conclusions(effects: Sequence[Effect], settings: Settings) -> list[str]:
         Sentences, the most important first.
     """
     if not effects:
-        return ["Nothing to compare: only one mixture has scores."]
-    real = [one for one in effects if one.real]
-    told = [
-        f"{len(real)} of {len(effects)} differences from {effects[0].baseline} are real: chance "
-        f"alone would hardly give them, all {len(effects)} comparisons taken together (Holm, "
-        f"level {settings.alpha:g})."
-    ]
-    if len(real) < len(effects):
-        told.append(
-            f"The other {len(effects) - len(real)} are not shown, which does not mean that the "
-            "mixtures are equal: smaller differences than the detectable ones may be there."
+        return [
+            "Nothing to compare: no other mixture has scores under a seed of the baseline, or the "
+            "baseline has none."
+        ]
+    num, base = len(effects), effects[0].baseline
+    models, mixtures = (
+        sum(getattr(one, k) for one in effects) for k in ("of_models", "of_mixtures")
+    )
+    by = f"all {num} comparisons taken together (Holm, level {settings.alpha:g})"
+    told = [f"{models} of {num} differences from {base} are shown of the trained models, {by}."]
+    if max(len(one.seeds) for one in effects) > 1:
+        told.insert(
+            0, f"{mixtures} of {num} differences from {base} are real ones of the mixtures, {by}."
         )
-    most = max(len(one.seeds) for one in effects)
+    if models < num:
+        told.append(
+            f"The other {num - models} are not shown, which does not mean that the mixtures are "
+            "equal: smaller differences than the detectable ones may be there."
+        )
+    return [*told, _seeds([len(one.seeds) for one in effects])]
+
+
+def _seeds(counts: Sequence[int]) -> str:
+    """Say what the numbers of seeds behind the effects leave open."""
+    most, fewest = max(counts), min(counts)
     if most == 1:
-        told.append(
-            "One seed a mixture: what is real is real of these trained models; how far another "
-            "seed would have moved each score was not measured."
+        return (
+            "One seed a mixture: what is shown is shown of these trained models, not of the "
+            "mixtures. How far another seed would have moved each score was not measured; three "
+            "seeds or more would tell."
         )
-    else:
-        told.append(
-            f"Up to {most} seeds a mixture: questions are drawn and exchanged with their answers "
-            "under every seed, and a difference whose sign is not the same under each seed is not "
-            "called real; the seeds' own spread stands beside it."
-        )
-    return told
+    many = f"{most}" if most == fewest else f"{fewest} to {most}"
+    return (
+        f"{many} seeds a mixture: of the trained models, p and intervals hold the chance in the "
+        "choice of questions, which are drawn and exchanged with their answers under every seed; "
+        "of the mixtures, a second test (Student's t over seeds) holds the chance in the choice of "
+        "seeds, and both must show the difference."
+    )
