@@ -27,7 +27,7 @@ def gradients(model: MLLM, rows: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "mlp", "full"])
 def test_rows_and_gradients_are_those_of_the_whole(checkpointing: str) -> None:
     model = tiny_mllm().double().train()
     whole = model(**inputs()).flatten(0, 1)[READ]

@@ -81,7 +81,7 @@ def held(**changes: object) -> Footprint:
     return footprint(PAPER, PACK, Setup(**setup))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "mlp", "full"])
 @pytest.mark.parametrize("precision", ["fp32", "mixed", "bf16"])
 @pytest.mark.parametrize("size", SIZES)
 def test_saved_bytes_are_those_that_autograd_keeps(
@@ -109,7 +109,7 @@ def test_what_stands_still_keeps_less(
     assert sum(told.values()) == pytest.approx(found, rel=0.05)
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "mlp", "full"])
 @pytest.mark.parametrize(("precision", "turns"), [("fp32", 1), ("mixed", 2)])
 @pytest.mark.parametrize("size", LARGER)
 def test_the_peak_is_within_a_tenth_of_what_lives(

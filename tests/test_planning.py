@@ -50,7 +50,7 @@ def _nothing(*args: object, **options: object) -> int:
     return 0
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "mlp", "full"])
 @pytest.mark.parametrize(("context", "targets"), [(40, 10), (120, 100)])
 def test_executed_flops_are_those_that_torch_counts(
     context: int, targets: int, checkpointing: str

@@ -52,7 +52,7 @@ def on_gpu(value: object) -> object:
 
 
 @pytest.mark.parametrize("targets", [300, 1500])
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "mlp", "full"])
 @pytest.mark.parametrize("turns", [1, 2])
 def test_peak_memory_is_within_a_tenth(checkpointing: str, targets: int, turns: int) -> None:
     torch.cuda.empty_cache()

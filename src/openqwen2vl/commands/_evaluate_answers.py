@@ -26,6 +26,7 @@ from openqwen2vl.evaluation.unfinished import Unfinished
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.release.trained import load_trained
 from openqwen2vl.training.checkpoint import newest
+from openqwen2vl.training.exit_note import USER_ERROR
 from openqwen2vl.training.launch import leave_with_launcher, rank, spawn, tail_overrides
 from openqwen2vl.training.strategy import ddp, single
 
@@ -35,6 +36,7 @@ def ask_in_processes(config: DictConfig, processes: int) -> None:
 
     Raises:
         UserError: the ranks said so (their message is above).
+        RuntimeError: one of them crashed or was killed.
     """
     hydra = HydraConfig.get()
     overlays = [
@@ -44,8 +46,13 @@ def ask_in_processes(config: DictConfig, processes: int) -> None:
     ]
     overrides = [*hydra.overrides.task, f"only={GENERATE}", "json=false"]
     code = spawn(processes, ["evaluate", *overlays, *tail_overrides(overrides, Path())])
+    if code == USER_ERROR:
+        raise UserError("asking ended; the ranks' messages are above")
     if code:
-        raise UserError(f"asking ended with code {code}; the ranks' messages are above")
+        raise RuntimeError(
+            "a rank crashed or was killed (out of memory?); what it said is above, and the same "
+            "command goes on with the questions that are left"
+        )
 
 
 def ask(

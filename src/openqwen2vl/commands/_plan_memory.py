@@ -26,7 +26,7 @@ class Knobs:
         replicate: of fsdp: copies of the model, or ``nodes``.
         param_dtype: of fsdp.
         precision: of the Trainer.
-        checkpointing: ``none`` or ``full``.
+        checkpointing: ``none``, ``mlp`` or ``full``.
         micro_batch: packs.
         global_batch: packs.
         devices: all of them.
@@ -133,7 +133,7 @@ def micro_batches(need: Need, knobs: Knobs) -> Iterator[dict[str, object]]:
     """Yield activations and peak of likely micro-batches with and without checkpointing."""
     sizes = sorted({1, 2, 4, 8, knobs.micro_batch})
     for packs in sizes:
-        for checkpointing in ("none", "full"):
+        for checkpointing in ("none", "mlp", "full"):
             other = replace(knobs, micro_batch=packs, checkpointing=checkpointing)
             held = need.footprint(other)
             yield {
@@ -147,6 +147,8 @@ def micro_batches(need: Need, knobs: Knobs) -> Iterator[dict[str, object]]:
 
 def _changes(knobs: Knobs) -> Iterator[tuple[str, dict[str, object]]]:
     if knobs.checkpointing == "none":
+        yield "checkpointing=mlp", {"checkpointing": "mlp"}
+    if knobs.checkpointing != "full":
         yield "checkpointing=full", {"checkpointing": "full"}
     per_device = knobs.global_batch // knobs.devices
     smaller = [n for n in range(knobs.micro_batch - 1, 0, -1) if per_device % n == 0]

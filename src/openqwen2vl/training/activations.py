@@ -137,7 +137,7 @@ class Setup:
     Attributes:
         precision: ``fp32``; ``mixed``: fp32 weights under bf16 autocast; ``bf16``: the weights are
             gathered in bf16 (FSDP).
-        checkpointing: ``none`` or ``full``.
+        checkpointing: ``none``, ``mlp`` or ``full``.
         ranks: over which weights, gradients and optimizer state are divided.
         gathers: ``nothing``; ``units``: layers are gathered for their turn (FSDP); ``all``: they
             stay gathered between forward and backward (SHARD_GRAD_OP).
@@ -217,7 +217,14 @@ def layer_bytes(spec: MemorySpec, setup: Setup, tokens: int, rows: int) -> int:
         attention -= wide * spec.query * (copies - 2)
         feed, inputs = wide * 3 * spec.feed, (0, 0)
     once = 2 * _norm(spec, setup) + attention + inputs[0]
+    if setup.checkpointing == "mlp":
+        return tokens * once + rows * setup.stream * width
     return tokens * once + rows * (feed + inputs[1])
+
+
+def feed_weights(spec: MemorySpec) -> int:
+    """Weights of all feed-forwards: three maps in each layer."""
+    return 3 * spec.layers * spec.width * spec.feed
 
 
 def _norm(spec: MemorySpec, setup: Setup) -> int:
@@ -250,8 +257,9 @@ def _casts(spec: MemorySpec, setup: Setup) -> int:
     if setup.precision != "mixed":
         return 0
     tower = spec.tower_weights if spec.tower_trains else 0
-    # Checkpointed layers do not keep theirs; see ``footprint``.
-    layers = 0 if setup.checkpointing == "full" else spec.linear
+    # What is checkpointed does not keep its copies; see ``footprint``.
+    again = {"none": 0, "mlp": feed_weights(spec), "full": spec.linear}
+    layers = spec.linear - again[setup.checkpointing]
     return 2 * (layers + spec.vocabulary * spec.width + spec.projector_weights + tower)
 
 

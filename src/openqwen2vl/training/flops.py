@@ -166,18 +166,22 @@ def executed_flops(spec: FlopSpec, work: Work, checkpointing: str) -> int:
     """FLOPs that this program's step does, repeated ones included.
 
     The loss works its logits out again in backward. With checkpointing, backward does a layer's
-    forward pass again, up to the map that leads out of it.
+    forward pass again, up to the map that leads out of it, or its feed-forward's alone.
 
     Args:
         spec: of the model.
         work: of the step.
-        checkpointing: ``none`` or ``full``.
+        checkpointing: ``none``, ``mlp`` or ``full``.
     """
     repeated = spec.head * work.targets
     if checkpointing == "full":
         unread = (spec.llm_last_forward - spec.llm_last_output) * (work.tokens - work.targets)
         repeated += (spec.llm_linear - spec.llm_outputs) * work.tokens - unread
         repeated += 2 * spec.llm_attention * work.pairs
+    if checkpointing == "mlp" and spec.llm_last_output:
+        into = spec.llm_last_forward - spec.llm_last_output
+        layers = spec.llm_outputs // spec.llm_last_output
+        repeated += into * ((layers - 1) * work.tokens + work.targets)
     return strict_flops(spec, work)["total"] + 2 * repeated
 
 

@@ -3,12 +3,13 @@
 Sizes are bytes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openqwen2vl.training.activations import (
     MemorySpec,
     MicroBatch,
     Setup,
+    feed_weights,
     layer_bytes,
     saved_activations,
 )
@@ -69,9 +70,9 @@ def footprint(spec: MemorySpec, micro: MicroBatch, setup: Setup) -> Footprint:
     lasting = weights + optimizer + tower + gathered + whole
     lasting += gradients if setup.accumulates else 0
     new = 0 if setup.accumulates else gradients
-    # Autocast keeps its copies of checkpointed layers, too, until forward is over.
-    cached = 2 * spec.linear if setup.precision == "mixed" else 0
-    copies = cached if setup.checkpointing == "full" else 0
+    # Autocast keeps its copies of what is checkpointed, too, until forward is over.
+    again = {"none": 0, "mlp": feed_weights(spec), "full": spec.linear}[setup.checkpointing]
+    copies = 2 * again if setup.precision == "mixed" else 0
     at_loss = lasting + activations + logits + copies
     embedding = 4 * spec.vocabulary * spec.width if spec.llm_trains else 0
     at_layer = lasting + activations - saved["ends"] + embedding
@@ -100,7 +101,12 @@ def _layer_backward(spec: MemorySpec, micro: MicroBatch, setup: Setup) -> int:
         return micro.positions * work + again + copies
     rows = micro.targets if spec.last_reads_rows else 0
     freed = layer_bytes(spec, setup, micro.positions, rows) if rows else 0
-    return micro.positions * work - freed
+    again = 0
+    if setup.checkpointing == "mlp":
+        plain = replace(setup, checkpointing="none")
+        again = layer_bytes(spec, plain, 0, micro.positions)
+        again += 2 * feed_weights(spec) // spec.layers if setup.precision == "mixed" else 0
+    return micro.positions * work + again - freed
 
 
 def _gathered(spec: MemorySpec, setup: Setup) -> tuple[int, int]:
