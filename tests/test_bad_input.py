@@ -1,3 +1,4 @@
+import json
 from functools import partial
 from pathlib import Path
 
@@ -68,12 +69,23 @@ def test_init_from_a_checkpoint_that_trained_another_tower_names_the_differences
         initial_weights(here, path)
 
 
+LLAVA = json.dumps(
+    {
+        "model_type": "llava",
+        "vision_feature_select_strategy": "full",
+        "vision_config": {"model_type": "siglip_vision_model"},
+        "text_config": {"model_type": "qwen2"},
+    }
+).encode()
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({}, "no checkpoint at"),
-        ({"config.json": b"{}"}, r"has a config\.json but no \.safetensors file"),
-        ({"config.json": b"{}", "pytorch_model.bin": b"x"}, r"no \.safetensors file"),
+        ({"config.json": b"{}"}, "is of model_type None; expected a folder that"),
+        ({"config.json": LLAVA}, r"has a config\.json but no \.safetensors file"),
+        ({"config.json": LLAVA, "pytorch_model.bin": b"x"}, r"no \.safetensors file"),
     ],
 )
 def test_init_from_a_folder_without_weights_says_what_is_missing(
