@@ -14,7 +14,7 @@ from support.delivered import CAPTIONS, img2dataset, uid_list
 from support.selections import uid, write_table
 from support.shards import picture, write_tar
 
-from openqwen2vl.curation.samples import Sample, read_samples
+from openqwen2vl.curation.samples import Sample, read_samples, shards_of
 from openqwen2vl.curation.selection.select import Rule, Selection, select
 from openqwen2vl.curation.selection.sources import open_source
 from openqwen2vl.curation.selection.uids import read_uids
@@ -34,7 +34,7 @@ def packed(path, image_root=None):
 
 def curated(folder):
     """Read all that curate would read; nothing of these layouts is a reject."""
-    found = [i for path in sorted(folder.glob("*.tar")) for i in read_samples(path, "s")]
+    found = [i for path in shards_of(folder) for i in read_samples(path, "s")]
     assert all(isinstance(item, Sample) for item in found), found
     return found
 
@@ -172,6 +172,9 @@ def test_synthdog_is_parquet_with_the_text_of_a_page_as_json(tmp_path):
     items = packed(tmp_path / "data")
     assert [item.turns[0].parts for item in items] == [(IMAGE, page) for page in pages]
     assert [CellReader().read(item.images[0]) for item in items] == [i["bytes"] for i in images]
+    samples = curated(tmp_path / "data")
+    assert [(s.uid, s.caption) for s in samples] == [(i.uid, i.turns[0].text) for i in items]
+    assert [s.read() for s in samples] == [i["bytes"] for i in images]
 
 
 def test_synthdog_in_tars_is_pairs_as_well(tmp_path):

@@ -13,6 +13,7 @@ from openqwen2vl.curation.examples import Example, draw_examples
 from openqwen2vl.curation.funnel import LOSSES, funnel
 from openqwen2vl.curation.histograms import Histogram, histograms
 from openqwen2vl.curation.request import Curation
+from openqwen2vl.curation.samples import shards_of
 from openqwen2vl.formats.errors import ImageError
 from openqwen2vl.formats.images import decode_image
 from openqwen2vl.pages.axes import Mark
@@ -50,7 +51,7 @@ def build_page(curation: Curation, found: Mapping[str, Any]) -> Page:
         for drawn in figures:
             page.svg(_histogram(drawn))
         folder = curation.inputs[rule.input]
-        if any(folder.glob("*.tar")):
+        if shards_of(folder):
             _examples(page, curation.out, name, rule.input, folder)
     return page
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openqwen2vl.curation.request import Curation
+from openqwen2vl.curation.samples import shards_of
 from openqwen2vl.curation.scores import ScoreError, list_scores, read_facts
 from openqwen2vl.formats.errors import ConfigError
 
@@ -79,7 +80,7 @@ def check_scores(curation: Curation) -> None:
         ScoreError: a shard changed after it was scored, or a scorer's settings did on the way.
     """
     for name in {rule.input for rule in curation.chosen.sources.values()}:
-        shards = {path.stem: path for path in curation.inputs[name].glob("*.tar")}
+        shards = {path.stem: path for path in shards_of(curation.inputs[name])}
         for folder in sorted(path for path in (curation.scores / name).glob("*") if path.is_dir()):
             identities: dict[str, Path] = {}
             for path in list_scores(folder):

@@ -2,12 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
 
-from openqwen2vl.curation.samples import Sample, read_samples
+from openqwen2vl.curation.samples import Sample, read_samples, shard_at
 
 _LOOKED_AT = 20_000  # rows of a table that are drawn from
 
@@ -62,9 +62,10 @@ def _find(
     found: dict[tuple[str, str], Sample] = {}
     for shard in dict.fromkeys(shard for shard, _ in places):
         keys = {key for name, key in places if name == shard}
-        for sample in _samples(folder / f"{shard}.tar", source):
+        for sample in _samples(shard_at(folder, shard), source):
             if sample.key in keys:
-                found[shard, sample.key] = sample
+                # What its table's other samples leave in memory, a few do not need.
+                found[shard, sample.key] = replace(sample, cells=None)
     return found
 
 

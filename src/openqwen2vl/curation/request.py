@@ -33,7 +33,8 @@ class Curation:
     """What to curate, and how.
 
     Attributes:
-        inputs: folders of raw shards, or of tables alone, by the name of the source.
+        inputs: folders of raw shards (tars, or tables with images), or of tables alone, by the
+            name of the source.
         tables: more tables that a source brings, by its name.
         out: takes everything that is made.
         scorers: each looks at every input that has shards, or at those of ``scorer_inputs``.

@@ -58,7 +58,7 @@ class ScoreJob:
     """One raw shard to score.
 
     Attributes:
-        shard: the tar.
+        shard: the tar, or the table with images in it.
         source: name of the corpus.
         tasks: scorers that have no scores of it yet.
         run: jobs of one run have the same scorers, whose weights a process loads once.
@@ -93,7 +93,7 @@ def score_source(
     those that do read a shard once.
 
     Args:
-        shards: tars with names of their own.
+        shards: of ``samples.shards_of``, with names of their own.
         source: name of the corpus.
         scorers: as they were built, with names of their own.
         folder: holds the scores of all sources.

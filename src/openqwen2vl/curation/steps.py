@@ -23,6 +23,7 @@ from openqwen2vl.curation.preflight import check_request
 from openqwen2vl.curation.request import Curation
 from openqwen2vl.curation.resharding.locate import ScoreColumn
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
+from openqwen2vl.curation.samples import shards_of
 from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorers.image import ImageScorer
 from openqwen2vl.curation.selection.carried import brought, is_in_scores
@@ -112,7 +113,7 @@ def read_figures(out: Path) -> dict[str, Any]:
 def _score(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
     counts = {}
     for name, folder in curation.inputs.items():
-        shards = sorted(folder.glob("*.tar"))
+        shards = shards_of(folder)
         scorers = curation.scorers_of(name)
         if shards and scorers:
             score_source(
@@ -148,7 +149,7 @@ def _select(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[s
 def _note_unreadable(curation: Curation, mapper: Mapper, dropped: Path) -> None:
     """Write for each source what of its input could not be read; scoring has noted most of it."""
     for name, rule in curation.chosen.sources.items():
-        shards = sorted(curation.inputs[rule.input].glob("*.tar"))
+        shards = shards_of(curation.inputs[rule.input])
         parts = ledgers(curation.unreadable, rule.input, shards)
         for _ in mapper(look_through, [part for part in parts if not part.is_current()]):
             pass
@@ -200,7 +201,7 @@ def _reshard(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[
     for name, rule in curation.chosen.sources.items():
         kept = curation.out / "kept" / f"{name}.parquet"
         folder = curation.inputs[rule.input]
-        shards = any(folder.glob("*.tar"))
+        shards = shards_of(folder)
         counts[name] = {}
         if curation.write_uids or not shards:
             path = curation.out / "uids" / f"{name}.npy"

@@ -1,6 +1,6 @@
 """Parquet files of documents with the images' bytes beside them, as data hubs serve them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,33 @@ def read_parquet_shard(
     Raises:
         ShardError: the file is missing, or has none of these columns.
     """
+    for item, _ in read_parquet_items(shard, source, rules):
+        yield item
+
+
+def read_parquet_items(
+    shard: ParquetShard,
+    source: str,
+    rules: InterleavedRules = DEFAULT_RULES,
+    also: Sequence[str] = (),
+) -> Iterator[tuple[Document | Reject, dict[str, Any]]]:
+    """Read rows as ``read_parquet_shard`` does; beside each what its cells hold but for images.
+
+    The fields are those of the columns that it was read from, and of the columns ``also`` that
+    the file has; those of a reject are empty.
+
+    Raises:
+        ShardError: the file is missing, or has no column to read.
+    """
     try:
         file = pq.ParquetFile(shard.path)
     except FileNotFoundError as error:
         raise ShardError(f"parquet file {shard.path} is missing") from error
     except (pa.ArrowException, OSError) as error:
-        yield _rest(shard, source, f"cannot be opened: {_first_line(error)}")
+        yield _rest(shard, source, f"cannot be opened: {_first_line(error)}"), {}
         return
     with file:
-        columns = _columns(shard, file.schema_arrow.names)
+        columns = _columns(shard, file.schema_arrow.names, also)
         first = 0
         for group in range(file.metadata.num_row_groups):
             end = first + file.metadata.row_group(group).num_rows
@@ -92,19 +110,42 @@ def read_parquet_shard(
                         row += 1
             except (pa.ArrowException, OSError) as error:
                 detail = f"cannot be read from row {row} to {end - 1}: {_first_line(error)}"
-                yield _rest(shard, source, detail)
+                yield _rest(shard, source, detail), {}
             first = end
 
 
-def _columns(shard: ParquetShard, names: list[str]) -> list[str]:
-    """Choose the columns to read."""
+def holds_images(path: Path) -> bool:
+    """Whether a file has a column of images' bytes, rather than of their paths, or none.
+
+    Raises:
+        ShardError: it cannot be opened.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{path} cannot be opened: {_first_line(error)}") from error
+    return any(_has_bytes(schema.field(name).type) for name in _IMAGES if name in schema.names)
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _has_bytes(kind.value_type)
+    if pa.types.is_struct(kind):
+        number = kind.get_field_index("bytes")
+        return number >= 0 and _has_bytes(kind.field(number).type)
+    return kind in (pa.binary(), pa.large_binary())
+
+
+def _columns(shard: ParquetShard, names: list[str], also: Sequence[str]) -> list[str]:
+    """Choose the columns to read, each once."""
     spoken = [name for name in _SPOKEN if name in names]
     if not spoken:
         raise ShardError(
             f"{shard.path} has the columns {', '.join(names)}; expected one of {', '.join(_SPOKEN)}"
         )
     images = [name for name in _IMAGES if name in names][:1]
-    return [*(["uid"] if "uid" in names else []), *spoken[:1], *images]
+    there = [name for name in ("uid", *spoken[:1], *images, *also) if name in names]
+    return list(dict.fromkeys(there))
 
 
 def _rest(shard: ParquetShard, source: str, detail: str) -> Reject:
@@ -123,7 +164,7 @@ def _read_row(
     shard: ParquetShard,
     source: str,
     rules: InterleavedRules,
-) -> Document | Reject:
+) -> tuple[Document | Reject, dict[str, Any]]:
     name, key = shard.path.stem, f"{row:09d}"
     uid = f"{name}/{key}"
     try:
@@ -141,8 +182,8 @@ def _read_row(
         )
         laid = _lay_out(fields, cells, images, rules)
     except Unusable as verdict:
-        return Reject(source, name, key, uid, verdict.reason, verdict.detail)
-    return Document(source, name, key, uid, *laid)
+        return Reject(source, name, key, uid, verdict.reason, verdict.detail), {}
+    return Document(source, name, key, uid, *laid), fields
 
 
 def _lay_out(

@@ -11,9 +11,6 @@ from PIL import Image, ImageDraw, ImageFilter, JpegImagePlugin
 
 from openqwen2vl.formats.images import MAX_PIXELS
 
-FIELD = "face_bboxes"
-"""The key of ``KEY.json`` that holds the boxes."""
-
 METHOD = 2
 """Goes up whenever the same picture and boxes would give other bytes."""
 

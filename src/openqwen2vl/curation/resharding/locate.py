@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from openqwen2vl.curation.resharding.kept import KeptShard, read_kept
+from openqwen2vl.curation.resharding.unpack import unpack
 from openqwen2vl.curation.scores import stamp
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.formats.files import atomic_file
@@ -104,7 +105,7 @@ class LocateJob:
     """One raw shard to look through.
 
     Attributes:
-        raw: the tar.
+        raw: the tar, or the table with images in it.
         kept: the kept table.
         kept_hash: of that table.
         shard: the rows that speak of this tar.
@@ -121,6 +122,11 @@ class LocateJob:
 
     def __str__(self) -> str:
         return str(self.raw)
+
+    @property
+    def tar(self) -> Path:
+        """What the index speaks of: the raw shard, or what is unpacked of a table beside it."""
+        return self.raw if self.raw.suffix == ".tar" else self.path.with_suffix(".tar")
 
     def identity(self) -> str:
         """Everything that the index depends on, as text."""
@@ -146,15 +152,17 @@ class Located:
     """The index file of a raw shard.
 
     Attributes:
-        raw: the tar.
+        raw: the tar, or the table with images in it.
+        tar: that tar, or what is unpacked of the table.
         path: the index file.
         samples: its rows.
         bytes: what they will take up in a tar, about.
         identity: as of ``LocateJob.identity``.
-        stamp: bytes of the tar and time of its last change, in ns.
+        stamp: bytes of the raw shard and time of its last change, in ns.
     """
 
     raw: Path
+    tar: Path
     path: Path
     samples: int
     bytes: int
@@ -173,7 +181,7 @@ class Located:
             raise ShardError(f"{self.path} cannot be read ({error}); start again") from error
 
     def check(self) -> None:
-        """Make sure that the tar is still as it was.
+        """Make sure that the raw shard is still as it was.
 
         Raises:
             ShardError: it changed or went away.
@@ -183,7 +191,10 @@ class Located:
 
 
 def locate_shard(job: LocateJob) -> Located:
-    """Find the kept samples of a raw shard, unless that was done before; images are not touched.
+    """Find the kept samples of a raw shard, unless that was done before.
+
+    Images in a tar are not touched. Those in a table are copied out of it, since new shards take
+    them in another order than the rows'.
 
     Raises:
         ShardError: the raw shard is missing, or lacks a sample that is kept.
@@ -191,10 +202,10 @@ def locate_shard(job: LocateJob) -> Located:
     """
     identity, found = job.identity(), stamp(job.raw)
     with one_writer(job.path):
-        size = _known(job.path, identity)
+        size = _known(job.path, identity) if job.tar.is_file() else None
         if size is None:
             size = _write(job, identity)
-    return Located(job.raw, job.path, job.shard.rows, size, identity, found)
+    return Located(job.raw, job.tar, job.path, job.shard.rows, size, identity, found)
 
 
 def _known(path: Path, identity: str) -> int | None:
@@ -247,7 +258,9 @@ def _scores(path: Path, name: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _files(job: LocateJob, keys: Sequence[str]) -> Iterator[tuple[str | int, ...]]:
     """Give the rows of ``_FILES`` for the samples of some keys."""
-    there = dict(read_raw_files(job.raw))
+    if job.tar != job.raw:
+        unpack(job.raw, set(keys), job.tar)
+    there = dict(read_raw_files(job.tar))
     missing = [key for key in keys if key not in there]
     if missing:
         raise ShardError(

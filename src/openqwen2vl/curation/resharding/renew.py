@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openqwen2vl.curation.resharding.blur import FIELD, Blurred, blur_faces
+from openqwen2vl.curation.resharding.blur import Blurred, blur_faces
 from openqwen2vl.curation.resharding.locate import SCORE
+from openqwen2vl.curation.samples import FACES
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.rejects import Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid
@@ -57,7 +58,7 @@ def renewed(old: Old, blur: bool) -> tuple[bytes, Blurred]:
     fields = _fields(old)
     picture = Blurred(old.image)
     if blur:
-        picture = blur_faces(old.image, fields.get(FIELD))
+        picture = blur_faces(old.image, fields.get(FACES))
         if picture.unreadable:
             return b"", picture
     origin: dict[str, Any] = {"source": old.source, "shard": old.shard, "key": old.row["key"]}

@@ -22,6 +22,7 @@ from openqwen2vl.curation.resharding.locate import (
 )
 from openqwen2vl.curation.resharding.resharded import FORMAT_VERSION, ReshardManifest
 from openqwen2vl.curation.resharding.rewrite import NewShard, WriteJob, write_shard
+from openqwen2vl.curation.samples import shard_at
 from openqwen2vl.curation.scores import stamp
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ShardError, UserError
@@ -135,10 +136,10 @@ def _make(work: Path) -> None:
 
 
 def _raw_shards(request: ReshardRequest, table: KeptTable) -> list[Path]:
-    """Give the tar of each raw shard that the kept table speaks of."""
+    """Give the file of each raw shard that the kept table speaks of."""
     if not table.shards:
         _LOG.warning("nothing of %s is kept: %s has no rows", request.name, request.kept)
-    raws = [request.input / f"{shard.name}.tar" for shard in table.shards]
+    raws = [shard_at(request.input, shard.name) for shard in table.shards]
     missing = [raw for raw in raws if not raw.is_file()]
     if missing:
         raise ShardError(

@@ -153,8 +153,8 @@ def _write(job: WriteJob) -> NewShard:
     digest, size, counts = hashlib.sha256(), 0, Counter[str]()
     left_out: list[list[str]] = []
     with _Tars() as tars, atomic_file(job.path) as file:
-        for raw, row in _rows(job):
-            sample, picture = renewed(_old(job.source, raw, row, tars), job.blur)
+        for located, row in _rows(job):
+            sample, picture = renewed(_old(job.source, located, row, tars), job.blur)
             file.write(sample)
             digest.update(sample)
             size += len(sample)
@@ -163,7 +163,7 @@ def _write(job: WriteJob) -> NewShard:
             counts["bad_boxes"] += picture.bad_boxes
             counts["unreadable"] += picture.unreadable
             if picture.unreadable:
-                left_out.append([raw.stem, row["key"], row["uid"]])
+                left_out.append([located.raw.stem, row["key"], row["uid"]])
         file.write(END)
         digest.update(END)
         for located in {file.raw: file for files in job.located for file in files}.values():
@@ -177,8 +177,8 @@ def _write(job: WriteJob) -> NewShard:
     return shard
 
 
-def _rows(job: WriteJob) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Give tar and row of the index for each sample, in the order in which they are written."""
+def _rows(job: WriteJob) -> Iterator[tuple[Located, dict[str, Any]]]:
+    """Give index and row of it for each sample, in the order in which they are written."""
     for hand, files in zip(job.hands, job.located, strict=True):
         tables = [file.read() for file in files]
         numbers = np.repeat(np.arange(len(files)), [table.num_rows for table in tables])
@@ -187,12 +187,13 @@ def _rows(job: WriteJob) -> Iterator[tuple[Path, dict[str, Any]]]:
         names = rows.schema.names
         columns = [column.to_pylist() for column in rows.columns]
         for number, *values in zip(numbers[order].tolist(), *columns, strict=True):
-            yield files[number].raw, dict(zip(names, values, strict=True))
+            yield files[number], dict(zip(names, values, strict=True))
 
 
-def _old(source: str, raw: Path, row: Mapping[str, Any], tars: _Tars) -> Old:
+def _old(source: str, located: Located, row: Mapping[str, Any], tars: _Tars) -> Old:
     image, text, content = (
-        tars.read(raw, row[f"{kind}_at"], row[f"{kind}_size"]) for kind in ("image", "text", "json")
+        tars.read(located.tar, row[f"{kind}_at"], row[f"{kind}_size"])
+        for kind in ("image", "text", "json")
     )
     has_text = row["text_at"] != NOWHERE
-    return Old(source, raw.stem, row, image, text if has_text else None, content)
+    return Old(source, located.raw.stem, row, image, text if has_text else None, content)

@@ -4,6 +4,9 @@ import re
 from collections.abc import Container, Sequence
 from pathlib import Path
 
+import polars as pl
+
+from openqwen2vl.curation.samples import shards_of
 from openqwen2vl.curation.scorers.prompts import METRICS
 from openqwen2vl.curation.selection.brought import ShardTables, UidTables, strip_metric
 from openqwen2vl.curation.selection.frames import TableError, schema_of
@@ -18,11 +21,12 @@ metadata in two folders of one name, and `metadata.original_width` is then that 
 def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = ()) -> SourceTables:
     """Open a source; of each table only the first file's columns are looked at.
 
-    A folder with ``.tar`` is raw shards. Parquet files beside them that have a shard's name, or
-    ``SHARD_METRIC`` as MLM-Filter's released scores, are joined by key; others, and ``tables`` of
-    other names, by uid. A folder of parquet files alone is a source without shards, whose samples
-    are the rows. An expression calls tables by the folder's or file's name, released scores by the
-    metric's; the tables that come second to a name are called ``METADATA``.
+    A folder with ``.tar`` is raw shards, and so is one of parquet files with images in them, whose
+    columns are joined by uid where they have one. Parquet files beside shards that have a shard's
+    name, or ``SHARD_METRIC`` as MLM-Filter's released scores, are joined by key; others, and
+    ``tables`` of other names, by uid. A folder of parquet files without images is a source without
+    shards, whose samples are the rows. An expression calls tables by the folder's or file's name,
+    released scores by the metric's; the tables that come second to a name are called ``METADATA``.
 
     Args:
         name: of the source.
@@ -35,7 +39,8 @@ def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = 
     """
     if not folder.is_dir():
         raise TableError(f"no folder {folder}; check the path of source {name}")
-    shards, beside = sorted(folder.glob("*.tar")), sorted(folder.glob("*.parquet"))
+    shards = shards_of(folder)
+    beside = sorted(set(folder.glob("*.parquet")) - set(shards))
     if not shards and not beside:
         raise TableError(
             f"{folder} holds neither .tar nor .parquet; expected raw shards or tables of metadata"
@@ -48,10 +53,26 @@ def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = 
         spine = TableRows(_word(folder.name), rows)
     names = [path.stem for path in shards]
     brought: dict[str, ShardTables | UidTables] = {}
+    own = _own_columns(shards)
+    if own is not None:
+        brought[_free(_word(folder.name), spine.places)] = own
     for path, files in ((folder, beside), *((path, _files(path)) for path in tables)):
         for place, table in _tables(path, files, names):
             brought[_free(place, {*brought, *spine.places})] = table
     return SourceTables(name, spine, brought)
+
+
+def _own_columns(shards: Sequence[Path]) -> UidTables | None:
+    """Give the columns of shards that are tables themselves, of those that name uids."""
+    named = [path for path in shards if path.suffix == ".parquet" and _names_uids(path)]
+    return UidTables(named) if named else None
+
+
+def _names_uids(path: Path) -> bool:
+    try:
+        return schema_of(path).get("uid") == pl.String
+    except TableError:
+        return False  # all of it is a reject
 
 
 def _rows(files: list[Path]) -> tuple[list[Path], list[Path]]:

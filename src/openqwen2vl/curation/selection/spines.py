@@ -44,7 +44,7 @@ class RawShards:
 
         Args:
             source: name of the corpus.
-            shards: the tars, rising by name.
+            shards: tars, or tables with images, rising by name.
             scores: holds the scores of all sources; it need not exist.
 
         Raises:
@@ -115,7 +115,7 @@ class RawShards:
             bare: whether shard, key and uid may be left out.
 
         Yields:
-            ``shard``, ``key``, ``uid`` and the columns. Without any scorer the tars are walked.
+            ``shard``, ``key``, ``uid`` and the columns. Without any scorer the shards are walked.
 
         Raises:
             TableError: scores cannot be read, or are not of the same samples.

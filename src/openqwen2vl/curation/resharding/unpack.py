@@ -1,0 +1,44 @@
+"""Pairs in a table, written as the tar that img2dataset would have made of them."""
+
+import json
+from collections.abc import Container
+from pathlib import Path
+
+from openqwen2vl.curation.samples import Sample, read_samples
+from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.formats.raw import IMAGE_EXTENSIONS
+from openqwen2vl.formats.tar import BLOCK, END, header
+
+
+def unpack(table: Path, keys: Container[str], tar: Path) -> None:
+    """Copy some samples of a table into a tar, atomically; about a row group is in memory.
+
+    ``KEY.txt`` is the caption or the text of the page, ``KEY.json`` what the sample has of fields.
+    Images keep their bytes; the ending is that of their format, ``jpg`` for one that has no ending
+    in raw shards: whoever decodes images looks at the bytes.
+
+    Args:
+        table: a parquet file with the images' bytes.
+        keys: of the samples; one that the table lacks is not in the tar.
+        tar: where to write.
+
+    Raises:
+        ShardError: the table is missing, or changes while it is read.
+        UserError: the disk is full.
+    """
+    with atomic_file(tar) as file:
+        for sample in read_samples(table, ""):
+            if isinstance(sample, Sample) and sample.key in keys:
+                for ending, content in _files(sample).items():
+                    file.write(header(f"{sample.key}.{ending}", len(content)))
+                    file.write(content + bytes(-len(content) % BLOCK))
+        file.write(END)
+
+
+def _files(sample: Sample) -> dict[str, bytes]:
+    ending = sample.image.extension
+    return {
+        ending if ending in IMAGE_EXTENSIONS else IMAGE_EXTENSIONS[0]: sample.read(),
+        "txt": sample.caption.encode(),
+        "json": json.dumps(sample.fields).encode(),
+    }
