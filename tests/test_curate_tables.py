@@ -49,7 +49,7 @@ def write_tables(folder, layout, **columns):
     for number in range(FILES):
         kinds = [rng.choice(("JPEG", "PNG", "WEBP")) for _ in range(ROWS - 1)]
         images = [picture(rng, format=kind) for kind in kinds]
-        texts = [f"{caption(rng)}\nÄ \u2028{row}" for row in range(ROWS)]
+        texts = [f" {caption(rng)}\nÄ \u2028{row} \n" for row in range(ROWS)]
         columns_here = LAYOUTS[layout]([*images, images[0]], texts)
         more = {name: values[number] for name, values in columns.items()}
         write_table(folder / f"train-{number:05d}-of-00003.parquet", columns_here | more)
@@ -142,6 +142,13 @@ def test_what_was_unpacked_of_tables_is_not_unpacked_again(tmp_path, monkeypatch
     assert made == []
     reshard(asked("whole"))
     assert len(made) == FILES
+    with pytest.raises(RuntimeError, match="killed"):
+        reshard(asked("cleared"), stopped)
+    (cleared, *_) = (tmp_path / "cleared" / ".work" / "located").glob("*.tar")
+    cleared.unlink()
+    reshard(asked("cleared"))
+    assert len(made) == 2 * FILES + 1
+    assert files(tmp_path / "cleared") == files(tmp_path / "whole")
     assert files(tmp_path / "stopped") == files(tmp_path / "whole")
 
 
