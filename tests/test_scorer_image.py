@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from hydra.utils import instantiate
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFile, ImageOps
 from support.samples import encoded, photo, samples_of
@@ -147,7 +147,11 @@ def test_a_size_from_markers_is_the_one_that_pil_gives(size, gray, options, prof
     picture = Image.new("L" if gray else "RGB", size)
     if profile:
         options["icc_profile"] = b"p" * 70_000  # several segments
-    data = encoded(picture, **options)
+    try:
+        data = encoded(picture, **options)
+    except OSError:
+        # Pillow's own buffer is now and then too small for a profile beside so few pixels.
+        assume(False)
     assert plain_jpeg_size(data) == opened(data).size == size
     assert plain_jpeg_size(data[: data.index(b"\xff\xda") + 2]) is None
     exif = Image.Exif()
