@@ -7,10 +7,10 @@ import torch
 from support.models import tiny_llm, tiny_mllm, tiny_tower
 from support.runs import PackedCorpora, Run, assert_one_message, rows
 
-from openqwen2vl.commands._assemble import initial_weights
 from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.model.projector import AvgPoolProjector
+from openqwen2vl.release.trained import initial_weights
 from openqwen2vl.training.checkpoint import AtomicCheckpointIO, checkpoint_path, checkpoints
 from openqwen2vl.training.run_folder import RunFolder
 

@@ -12,8 +12,8 @@ from support.runs import PackedCorpora
 from support.sharded import sharded_runs
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from openqwen2vl.commands._assemble import load_model
 from openqwen2vl.model.projector import AvgPoolProjector
+from openqwen2vl.release.trained import load_model
 from openqwen2vl.training.communication import (
     Cluster,
     Layout,

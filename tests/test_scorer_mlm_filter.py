@@ -16,12 +16,12 @@ from support.runs import PackedCorpora, train
 from support.samples import samples_of
 from support.shards import picture, tiny_tokenizer
 
-from openqwen2vl.commands._judge import load_trained, trained_judge
 from openqwen2vl.curation.batches import Batches
 from openqwen2vl.curation.scorers.judge import Question, Reply
 from openqwen2vl.curation.scorers.mlm_filter import MlmFilterScorer
 from openqwen2vl.curation.scorers.prompts import METRICS, read_prompts
 from openqwen2vl.formats.errors import CheckpointError, ConfigError, ImageError
+from openqwen2vl.release.trained import load_trained, trained_judge
 
 CONF = Path(__file__).parents[1] / "conf" / "scorers" / "mlm_filter.yaml"
 ITM, SU = "image_text_matching", "semantic_understanding"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.runs import PackedCorpora, build_corpora, command, kill_when, rows, train
 
-from openqwen2vl.commands._assemble import load_model
+from openqwen2vl.release.trained import load_model
 from openqwen2vl.training.checkpoint import checkpoints, read_facts, read_weights
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ import pytest
 import torch
 from support.runs import PackedCorpora, Run, rows
 
-from openqwen2vl.commands._assemble import load_model
 from openqwen2vl.data_modules.packed import PackedDataModule
+from openqwen2vl.release.trained import load_model
 from openqwen2vl.training.checkpoint import checkpoint_path
 from openqwen2vl.training.csv_log import read_rows
 from openqwen2vl.training.module import MLLMModule

@@ -10,20 +10,7 @@ from openqwen2vl.formats.errors import CheckpointError, ConfigError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
 from openqwen2vl.release.opened import known_facts
-from openqwen2vl.release.trained import check_tower, initial_weights, load_model
 from openqwen2vl.training.stream import PackedData
-
-__all__ = [
-    "build_model",
-    "check_batches",
-    "check_grids",
-    "check_text",
-    "check_tower",
-    "initial_weights",
-    "load_model",
-    "model_config",
-    "text_facts",
-]
 
 
 def build_model(config: DictConfig, vocab_size: int) -> MLLM:

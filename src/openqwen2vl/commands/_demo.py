@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from openqwen2vl.commands._assemble import build_model, load_model
+from openqwen2vl.commands._assemble import build_model
 from openqwen2vl.corpus.build import CAPTION_SOURCES, CONVERSATION_SOURCE, CorpusSpec, build_corpus
 from openqwen2vl.engine.local import map_shards
 from openqwen2vl.evaluation.choices import Item, Judged, judge, read_items
@@ -25,6 +25,7 @@ from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.plan import Selection
 from openqwen2vl.packing.request import PackRequest, make_spec
 from openqwen2vl.packing.writer import pack_folder
+from openqwen2vl.release.trained import load_model
 from openqwen2vl.training.checkpoint import newest, read_facts
 
 LOW, HIGH = 3, 6

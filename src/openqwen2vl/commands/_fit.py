@@ -16,8 +16,6 @@ from openqwen2vl.commands._assemble import (
     build_model,
     check_grids,
     check_text,
-    check_tower,
-    initial_weights,
     model_config,
     text_facts,
 )
@@ -25,6 +23,7 @@ from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
 from openqwen2vl.packing.order import Phase
+from openqwen2vl.release.trained import check_tower, initial_weights
 from openqwen2vl.training.checkpoint import AtomicCheckpointIO, checkpoint_step, newest, read_facts
 from openqwen2vl.training.exit_note import USER_ERROR
 from openqwen2vl.training.launch import leave, leave_with_launcher, rank, spawn, tail_overrides

@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerFast
 
-from openqwen2vl.commands._assemble import load_model
 from openqwen2vl.formats.errors import CheckpointError, ConfigError
 from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing.order import Phase
 from openqwen2vl.packing.provenance import Traced, trace_step
+from openqwen2vl.release.trained import load_model
 from openqwen2vl.training.checkpoint import checkpoint_step, checkpoints, read_facts
 from openqwen2vl.training.csv_log import read_rows
 from openqwen2vl.training.document_loss import document_losses
