@@ -126,24 +126,29 @@ def plainly(shard: Path, steps: list[Step], out: Path) -> None:
 
 
 def size(image: bytes, _: str) -> dict[str, Any]:
+    """Measure a picture's sides and bytes."""
     width, height = Image.open(io.BytesIO(image)).size
     aspect = max(width, height) / min(width, height)
     return {"width": width, "height": height, "aspect": aspect, "bytes": len(image)}
 
 
 def sha256(image: bytes, _: str) -> dict[str, Any]:
+    """Hash the bytes."""
     return {"sha256": hashlib.sha256(image).digest()}
 
 
 def phash(image: bytes, _: str) -> dict[str, Any]:
+    """Hash what is seen, decoded whole."""
     return {"phash": str(imagehash.phash(Image.open(io.BytesIO(image))))}
 
 
 def blank(image: bytes, _: str) -> dict[str, Any]:
+    """Say how much of a picture is one colour."""
     return {"blank_share": blank_share(Image.open(io.BytesIO(image)).convert("RGB"))}
 
 
 def words(_: bytes, text: str) -> dict[str, Any]:
+    """Count what a caption holds."""
     text = normalized(text)
     found = text.split()
     return {
@@ -156,6 +161,7 @@ def words(_: bytes, text: str) -> dict[str, Any]:
 
 
 def language(_: bytes, text: str) -> dict[str, Any]:
+    """Guess a caption's language."""
     code, probability = py3langid.classify(text)
     return {"language": code, "language_probability": probability}
 

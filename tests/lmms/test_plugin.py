@@ -109,12 +109,12 @@ def test_what_it_cannot_be_shown_is_told(
     run_folder: Path, content: list[dict[str, Any]], told: str
 ) -> None:
     model = opened(run_folder, OpenQwen2VLChat)
-    with pytest.raises(NotImplementedError, match=told):
+    with pytest.raises(ConfigError, match=told):
         model.generate_until(requests("generate_until", ("", lambda doc: content, {}, 0)))
     simple = opened(run_folder, OpenQwen2VL)
-    with pytest.raises(NotImplementedError, match="shows str"):
+    with pytest.raises(ConfigError, match="shows str"):
         simple.generate_until(requests("generate_until", ("", {}, lambda doc: ["a.mp4"], 0)))
-    with pytest.raises(NotImplementedError, match="one round"):
+    with pytest.raises(ConfigError, match="one round"):
         simple.generate_until_multi_round([])
 
 

@@ -14,29 +14,29 @@ from openqwen2vl.commands._chat_config import Place
 from openqwen2vl.formats.errors import ImageError, UserError
 from openqwen2vl.release.conversation import Conversation, Partner, Picture
 
-_SESSION_SECONDS = 24 * 3600
+_VISIT_SECONDS = 24 * 3600
 _WAITING = 16  # questions; who comes then is told to come back
 _PAUSE = 0.1  # seconds between two states of an answer: a browser draws all of it each time
 _MESSAGE = dict[str, Any]
 
 
 @dataclass(frozen=True, repr=False)
-class Session:
+class Visit:
     """What one visitor has said; kept here and never taken from the browser.
 
     Attributes:
         talk: as the model reads it.
         messages: as the page shows it.
-        before: the session before a question that has no answer yet.
+        before: the visit before a question that has no answer yet.
         stopped: set when the visitor wants no more of the answer.
     """
 
     talk: Conversation
     messages: tuple[_MESSAGE, ...] = field(default=())
-    before: "Session | None" = None
+    before: "Visit | None" = None
     stopped: Event = field(default_factory=Event)
 
-    def asked(self, text: str, shown: Sequence[tuple[str, Picture]]) -> "Session":
+    def asked(self, text: str, shown: Sequence[tuple[str, Picture]]) -> "Visit":
         """Add a question and the files of its pictures, in place of one without an answer."""
         before = self.before or self
         files = [
@@ -45,13 +45,13 @@ class Session:
         ]
         talk = before.talk.asked(text, [picture for _, picture in shown])
         question = {"role": "user", "content": text}
-        return Session(talk, (*before.messages, *files, question), before)
+        return Visit(talk, (*before.messages, *files, question), before)
 
-    def answered(self, text: str) -> "Session":
+    def answered(self, text: str) -> "Visit":
         """Add an answer, as far as it has come."""
         answer = {"role": "assistant", "content": text}
         messages = (*self.messages, answer)
-        return Session(self.talk.answered(text), messages, stopped=self.stopped)
+        return Visit(self.talk.answered(text), messages, stopped=self.stopped)
 
 
 class Desk:
@@ -69,9 +69,9 @@ class Desk:
         self._lock = Lock()
         self._pieces: Generator[str, None, None] = _silence()
 
-    def fresh(self) -> Session:
-        """Give the session of a visitor who has said nothing yet."""
-        return Session(self._start)
+    def fresh(self) -> Visit:
+        """Give the visit of somebody who has said nothing yet."""
+        return Visit(self._start)
 
     def look(self, files: Sequence[str]) -> tuple[list[tuple[str, Picture]], list[str]]:
         """Decode what was uploaded; a file that is no picture is deleted.
@@ -91,33 +91,33 @@ class Desk:
                 told.append(str(error))
         return shown, told
 
-    def answer(self, session: Session) -> Iterator[Session]:
-        """Give the session with more and more of the answer, until the visitor stops it.
+    def answer(self, visit: Visit) -> Iterator[Visit]:
+        """Give the visit with more and more of the answer, until the visitor stops it.
 
         Raises:
             UserError: as of ``Partner.answer``.
         """
-        said, pieces = "", self._partner.answer(session.talk)
+        said, pieces = "", self._partner.answer(visit.talk)
         with self._lock:
             # Whoever left without a word may have left an answer open, and the model in it.
             self._pieces.close()
             self._pieces = pieces
         try:
             last = 0.0
-            while (piece := self._next(pieces, session)) is not None:
+            while (piece := self._next(pieces, visit)) is not None:
                 said += piece
                 if monotonic() - last >= _PAUSE:
                     last = monotonic()
-                    yield session.answered(said)
-            if self._pieces is pieces and not session.stopped.is_set():
-                yield session.answered(said)
+                    yield visit.answered(said)
+            if self._pieces is pieces and not visit.stopped.is_set():
+                yield visit.answered(said)
         finally:
             with self._lock:
                 pieces.close()
 
-    def _next(self, pieces: Generator[str, None, None], session: Session) -> str | None:
+    def _next(self, pieces: Generator[str, None, None], visit: Visit) -> str | None:
         with self._lock:
-            if session.stopped.is_set() or self._pieces is not pieces:
+            if visit.stopped.is_set() or self._pieces is not pieces:
                 return None
             return next(pieces, None)
 
@@ -151,9 +151,9 @@ def build_page(partner: Partner, start: Conversation, place: Place) -> Any:
         title=f"{partner.name} - openqwen2vl",
         analytics_enabled=False,
         fill_height=True,
-        delete_cache=(3600, _SESSION_SECONDS),
+        delete_cache=(3600, _VISIT_SECONDS),
     ) as page:
-        session = gradio.State(None, time_to_live=_SESSION_SECONDS)
+        visit = gradio.State(None, time_to_live=_VISIT_SECONDS)
         # Plain text on both sides: an answer is shown as it was given, and loads nothing.
         shown = gradio.Chatbot(
             label=partner.name, render_markdown=False, scale=1, buttons=["copy"], elem_id="talk"
@@ -171,14 +171,14 @@ def build_page(partner: Partner, start: Conversation, place: Place) -> Any:
         with gradio.Row():
             stop = gradio.Button("Stop")
             new = gradio.Button("New conversation")
-        _connect(desk, box, (session, shown, note), stop, new)
+        _connect(desk, box, (visit, shown, note), stop, new)
     return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
 
 
 def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: Any) -> None:
-    session = page[0]
+    visit = page[0]
 
-    def take(given: dict[str, Any], before: Session | None) -> tuple[Any, ...]:
+    def take(given: dict[str, Any], before: Visit | None) -> tuple[Any, ...]:
         halt(before)  # who asks again has heard enough of the last answer
         before = before or desk.fresh()
         text, files = given["text"].strip(), given["files"]
@@ -190,7 +190,7 @@ def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: A
             return (kept, *_seen(before, told))
         return ({"text": "", "files": []}, *_seen(before.asked(text, shown)))
 
-    def answer(asked: Session | None) -> Iterator[tuple[Any, ...]]:
+    def answer(asked: Visit | None) -> Iterator[tuple[Any, ...]]:
         if asked is None or asked.before is None:
             return
         try:
@@ -199,22 +199,22 @@ def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: A
         except UserError as error:
             yield _seen(asked.before, [str(error)])
 
-    def halt(going: Session | None) -> None:
+    def halt(going: Visit | None) -> None:
         if going is not None:
             going.stopped.set()
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # Only answers wait in the queue. They are stopped by a word of ours: Gradio's own way to
     # cancel leaves a question that runs in a thread, and all that wait behind it, hanging.
-    taken = box.submit(take, [box, session], [box, *page], queue=False, **quiet)
-    taken.then(answer, [session], list(page), **quiet)
-    stop.click(halt, [session], None, queue=False, **quiet)
+    taken = box.submit(take, [box, visit], [box, *page], queue=False, **quiet)
+    taken.then(answer, [visit], list(page), **quiet)
+    stop.click(halt, [visit], None, queue=False, **quiet)
     for forget in (new.click, page[1].clear):
-        halted = forget(halt, [session], None, queue=False, **quiet)
+        halted = forget(halt, [visit], None, queue=False, **quiet)
         halted.then(lambda: _seen(desk.fresh()), None, list(page), queue=False, **quiet)
 
 
-def _seen(session: Session, told: Sequence[str] = ()) -> tuple[Session, list[_MESSAGE], str]:
-    """Give the session, its messages, and notes that cannot become markup."""
+def _seen(visit: Visit, told: Sequence[str] = ()) -> tuple[Visit, list[_MESSAGE], str]:
+    """Give the visit, its messages, and notes that cannot become markup."""
     notes = "".join(f"<p role='alert'>{escape(note)}</p>" for note in told)
-    return session, list(session.messages), notes
+    return visit, list(visit.messages), notes

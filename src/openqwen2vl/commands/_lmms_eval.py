@@ -122,9 +122,9 @@ class OpenQwen2VL(lmms):  # type: ignore[misc]  # it is untyped
         """Refuse: there is no second round.
 
         Raises:
-            NotImplementedError: always.
+            ConfigError: always.
         """
-        raise NotImplementedError("openqwen2vl answers tasks of one round; leave this task out")
+        raise ConfigError("openqwen2vl answers tasks of one round; leave this task out")
 
     def _windows(self, items: Sequence[_T]) -> Iterator[Sequence[_T]]:
         """Give some at a time, since pictures are held decoded; batches are gathered among them."""
@@ -157,12 +157,12 @@ class OpenQwen2VLChat(OpenQwen2VL):
         turns = messages(self._doc(*where))
         if [turn["role"] for turn in turns] != ["user"]:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise NotImplementedError(f"a task with the turns {roles}; expected one of a user")
+            raise ConfigError(f"a task with the turns {roles}; expected one of a user")
         kinds = {"text": "text", "image": "url"}
         content = turns[0]["content"]
         others = {part["type"] for part in content} - kinds.keys()
         if others:
-            raise NotImplementedError(f"a task with {', '.join(sorted(others))}; expected images")
+            raise ConfigError(f"a task with {', '.join(sorted(others))}; expected images")
         return [part[kinds[part["type"]]] for part in content], given
 
 
@@ -177,7 +177,7 @@ def _pictures(
     found = list(visual(doc) or ())
     if not all(isinstance(picture, Image.Image) for picture in found):
         kinds = ", ".join(sorted({type(picture).__name__ for picture in found}))
-        raise NotImplementedError(f"a task that shows {kinds}; expected pictures")
+        raise ConfigError(f"a task that shows {kinds}; expected pictures")
     return found
 
 
