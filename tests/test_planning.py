@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.batches import lay_out, random_document, random_images
 from support.models import tiny_mllm
@@ -90,6 +90,7 @@ def test_the_convention_counts_rows_that_nobody_reads() -> None:
     plan=st.sampled_from([LOW, TWO]),
     isolate=st.booleans(),
 )
+@example(text=398.0625, images=100_000, plan=[GridPhase(grid=12, until=1.0)], isolate=False)
 @settings(max_examples=40, deadline=None)
 def test_described_data_is_served_once_a_pass(
     text: float, images: int, plan: list[GridPhase], isolate: bool

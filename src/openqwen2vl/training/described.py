@@ -1,5 +1,6 @@
 """A run over data that is described by a few numbers, where there are no packs yet."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ def described_supply(data: Described, plan: Sequence[GridPhase]) -> dict[int, Gr
     """
     packs = data.tokens / (data.context * data.fill)
     return {
-        grid: GridSupply(packs=max(1, round(share * packs)), tokens=round(share * data.tokens))
+        # A pack that is not full is one all the same.
+        grid: GridSupply(packs=math.ceil(share * packs), tokens=round(share * data.tokens))
         for grid, share in _shares(plan).items()
     }
 
