@@ -24,6 +24,10 @@ TWO: dict[str, dict[str, object]] = {
     "accumulated": {},
     "kept": {"strategy.sharding": "SHARD_GRAD_OP"},
     "each": {"strategy.sync": "micro_batch"},
+    "whole": {"strategy.sharding": "NO_SHARD"},
+    "copies": {"strategy.replicate": 2},
+    "narrow": {"strategy.param_dtype": "bf16"},
+    "narrow_whole": {"strategy.param_dtype": "bf16", "strategy.sharding": "NO_SHARD"},
     "frozen": {"trainable.llm": "false", "trainable.vision": "false"},
 }
 FOUR: dict[str, dict[str, object]] = {
@@ -66,7 +70,8 @@ def sharded_runs(corpora: PackedCorpora) -> Path:
     go(4, {**FOUR, "full_on_4": from_first("full")})
     go(2, {"hybrid_on_2": from_first("hybrid")})
     single = {"strategy": "single", "strategy.param_dtype": None}
-    go(1, {"one": single, "full_on_1": from_first("full")})
+    alone = {"strategy.param_dtype": "bf16"}
+    go(1, {"one": single, "narrow_alone": alone, "full_on_1": from_first("full")})
     return root
 
 

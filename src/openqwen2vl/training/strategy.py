@@ -58,7 +58,10 @@ class ShardedStrategy(FSDPStrategy):
                 f"strategy.replicate is {copies}, which does not divide the {self.world_size} "
                 "ranks; every copy of the model wants the same number of them"
             )
-        if copies > 1:
+        if self.world_size == copies:
+            # FSDP would leave ranks that hold a whole copy each without any exchange.
+            self.sharding_strategy = ShardingStrategy.NO_SHARD
+        elif copies > 1:
             shape = (copies, self.world_size // copies)
             # Neighbours in rank share a node, so it is they who share a copy.
             self.kwargs["device_mesh"] = init_device_mesh(
@@ -70,8 +73,15 @@ class ShardedStrategy(FSDPStrategy):
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
-        """Leave gradients unreduced in all micro-batches but a step's last, if so wished."""
-        if self._sync == "step":
+        """Leave gradients unreduced in all micro-batches but a step's last, if so wished.
+
+        Unsharded weights computed in bf16 are the exception: FSDP cannot keep their unreduced
+        gradients where weights are tied.
+        """
+        mixed = self.mixed_precision_config
+        narrow = mixed is not None and mixed.param_dtype != torch.float32
+        unsharded = self.sharding_strategy == ShardingStrategy.NO_SHARD
+        if self._sync == "step" and not (unsharded and narrow):
             with super().block_backward_sync():
                 yield
         else:
@@ -159,7 +169,8 @@ def fsdp(
         replicate: copies of the model, each sharded over its share of the ranks; ``nodes``: one
             on each node, so that weights never leave it.
         sync: ``step`` reduces gradients once a step and keeps them whole, in ``param_dtype``,
-            until then; ``micro_batch`` reduces each micro-batch's and adds up shards in fp32.
+            until then; ``micro_batch`` reduces each micro-batch's and adds up shards in fp32, as
+            does ``step`` where every rank has all weights and computes in bf16.
         param_dtype: of the computation, ``bf16`` or ``fp32``; masters stay fp32.
         reduce_dtype: of gradients on the wire (the official run used bf16).
         timeout_minutes: a collective that takes longer ends the run.
