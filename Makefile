@@ -29,8 +29,9 @@ demo: setup ## the main job end to end on an embedded corpus: runs/demo/report.h
 
 side: .side/transformers-4.57/.ready ## transformers 4.57, for the tests of export (135 MB)
 
+# Most tests keep one core busy; those of several processes take turns with them.
 test: setup side ## the whole test suite, slow ones included
-	OPENQWEN2VL_SIDE=1 $(BIN)/python -m pytest
+	OPENQWEN2VL_SIDE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: setup ## the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow'
