@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.corpus.noise import MISMATCHED
-from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.columns import ScoreColumn
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.samples import Sample, read_samples
 from openqwen2vl.curation.score import score_source

@@ -24,7 +24,10 @@ BAD = [
     "face",
     [],
     [0.1, 0.2, 0.3],
-    [0.1, 0.2, 0.3, 0.4, 0.5],
+    [0.1, 0.2, 0.3, 0.4, 7],
+    [0.1, 0.2, 0.3, 0.4, float("nan")],
+    [0.1, 0.2, 0.3, 0.4, "0.9"],
+    [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
     ["0.1", 0.2, 0.3, 0.4],
     [0.1, 0.2, float("nan"), 0.4],
     [0.1, 0.2, float("inf"), 0.4],
@@ -54,6 +57,11 @@ def test_a_face_is_smooth_and_far_from_it_nothing_changes():
     far = np.ones(before.shape[:2], bool)
     far[30 - 8 : 90 + 8, 40 - 8 : 80 + 8] = False
     assert (after[far] == before[far]).all()
+
+
+def test_how_sure_a_detector_was_does_not_matter():
+    assert blur_faces(PNG, [[*FACE, 0.99]]) == blur_faces(PNG, [FACE])
+    assert blur_faces(PNG, [[*FACE, 1]]) == blur_faces(PNG, [FACE])
 
 
 def test_the_edge_is_soft():
@@ -159,6 +167,15 @@ def test_nothing_is_left_of_a_picture_that_has_faces_and_cannot_be_decoded(data)
     assert (found.faces, found.unreadable) == (0, True)
 
 
+def test_a_machine_without_memory_costs_no_sample(monkeypatch):
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(MemoryError):
+        blur_faces(JPEG, [FACE])
+
+
 @pytest.mark.parametrize("samples_per_shard", [1, 10])
 def test_samples_whose_faces_cannot_be_blurred_are_left_out(tmp_path, samples_per_shard, caplog):
     files = {}
@@ -180,7 +197,7 @@ def test_samples_whose_faces_cannot_be_blurred_are_left_out(tmp_path, samples_pe
     assert reshard(ReshardRequest(out=tmp_path / "plain", **how)).samples == 4
 
 
-def test_resharding_blurs_only_pictures_with_faces(tmp_path):
+def test_resharding_blurs_only_pictures_with_faces(tmp_path, caplog):
     rng, files = random.Random(0), {}
     boxes = {"a": [FACE, FACE, "bad"], "b": [], "c": None, "d": [BAD[3]]}
     for key, box in boxes.items():
@@ -194,6 +211,8 @@ def test_resharding_blurs_only_pictures_with_faces(tmp_path):
     out, plain = tmp_path / "out", tmp_path / "plain"
     manifest = reshard(ReshardRequest(out=out, blur=True, **request))
     assert manifest.blurred == {"pictures": 1, "faces": 2, "bad_boxes": 2, "unreadable": 0}
+    assert "2 boxes of faces of s are none, and what they mean is not blurred" in caplog.text
+    assert "nothing of s is blurred" not in caplog.text
     found = {uid: image for uid, image, _ in contents(out)}
     assert {key for key in boxes if found[key] == files[f"{key}.jpg"]} == {"b", "c", "d"}
     assert found["a"] == blur_faces(files["a.jpg"], boxes["a"]).data
@@ -201,3 +220,14 @@ def test_resharding_blurs_only_pictures_with_faces(tmp_path):
     assert blurred == {"a": 2, "b": None, "c": None, "d": None}
     assert reshard(ReshardRequest(out=plain, **request)).blurred == {}
     assert {uid: image for uid, image, _ in contents(plain)}["a"] == files["a.jpg"]
+
+
+def test_blurring_where_no_sample_tells_of_a_face_is_told(tmp_path, caplog):
+    files = {"a.jpg": JPEG, "a.txt": b"words", "a.json": b'{"uid": "a"}'}
+    write_tar(tmp_path / "raw" / "0.tar", files)
+    kept = write_kept(tmp_path / "kept.parquet", samples(tmp_path / "raw"))
+    request = {"kept": kept, "input": tmp_path / "raw", "source": "s", "name": "s"}
+    reshard(ReshardRequest(out=tmp_path / "plain", **request))
+    assert "blurred" not in caplog.text
+    reshard(ReshardRequest(out=tmp_path / "out", blur=True, **request))
+    assert "nothing of s is blurred: no kept sample has a box in face_bboxes" in caplog.text

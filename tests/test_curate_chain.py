@@ -111,6 +111,7 @@ def test_a_scorer_may_look_at_some_inputs_only(raw: Path, tmp_path: Path, call: 
         ("workers=abc", "workers is 'abc'"),
         ("workers=-1", "expected at least 0 and 1"),
         ("num_gpus=1", "which only Ray deals out"),
+        ("num_gpus=1.5", "expected a whole number, or a share of one GPU"),
         ("seed=abc", "expected a whole number"),
         ("window=1.5", "expected a whole number"),
         ("samples_per_shard=abc", "expected a whole number"),

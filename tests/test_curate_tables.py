@@ -18,7 +18,8 @@ from openqwen2vl.curation.resharding import locate
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.resharding.rewrite import write_shard
 from openqwen2vl.curation.resharding.unpack import unpack
-from openqwen2vl.curation.samples import Sample, read_samples, shards_of
+from openqwen2vl.curation.samples import Sample, read_samples
+from openqwen2vl.curation.shards import shards_of
 from openqwen2vl.formats.cells import CellReader, is_cell
 from openqwen2vl.formats.corpora import open_corpus, read_shard
 from openqwen2vl.formats.errors import ShardError

@@ -1,3 +1,4 @@
+import logging
 import os
 import socket
 import sys
@@ -9,7 +10,7 @@ from support.kept import files, samples, write_kept, write_raw
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.engine.chosen import open_engine
 from openqwen2vl.engine.local import map_shards
-from openqwen2vl.engine.ray import ADDRESS, map_shards_ray, ray_session
+from openqwen2vl.engine.ray import ADDRESS, _Need, _result, map_shards_ray, ray_session
 from openqwen2vl.formats.errors import ShardError, UserError
 
 ray = pytest.importorskip("ray")
@@ -95,6 +96,18 @@ def test_a_worker_that_dies_each_time_is_told(session):
         list(map_shards_ray(die_at_three, range(5), retries=1))
 
 
+def warn(x):
+    logging.getLogger("openqwen2vl.somewhere").warning("%d is odd", x)
+    logging.getLogger("somebody.else").warning("nobody asked")
+    return x
+
+
+def test_what_workers_warn_of_is_said_here(session, caplog):
+    assert list(map_shards_ray(warn, [3, 5])) == [3, 5]
+    found = [(record.name, record.getMessage()) for record in caplog.records]
+    assert found == [("openqwen2vl.somewhere", f"{x} is odd") for x in (3, 5)]
+
+
 def test_few_results_wait(session, tmp_path):
     paths = [tmp_path / str(n) for n in range(30)]
     results = map_shards_ray(begin, paths)
@@ -130,6 +143,35 @@ def test_a_connection_that_was_there_stays(session):
     assert ray.is_initialized()
     list(map_shards_ray(square, range(2)))
     assert ray.is_initialized()
+
+
+class Lonely:
+    """A Ray whose only machine with a GPU went away and came back after three looks."""
+
+    exceptions = ray.exceptions
+
+    def __init__(self):
+        self.looks = 0
+
+    def nodes(self):
+        gpus = {"GPU": 1.0} if self.looks > 3 else {}
+        return [{"Alive": True, "Resources": {"CPU": 4.0, **gpus}}]
+
+    def wait(self, references, timeout):
+        self.looks += 1
+        return (references, []) if self.looks > 4 else ([], references)
+
+    def get(self, reference):
+        return reference, []
+
+
+def test_waiting_for_a_machine_that_is_gone_is_told_once(caplog):
+    assert _result(Lonely(), "an item", 7, 3, _Need(cpus=1, gpus=1)) == 7
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["no machine with 1 cores and 1 GPUs is left in this Ray; waiting for one"]
+    caplog.clear()
+    assert _result(Lonely(), "an item", 7, 3, _Need(cpus=1, gpus=0)) == 7
+    assert caplog.records == []
 
 
 def test_an_unknown_engine_is_told():

@@ -14,10 +14,11 @@ from support.delivered import CAPTIONS, img2dataset, uid_list
 from support.selections import uid, write_table
 from support.shards import picture, write_tar
 
-from openqwen2vl.curation.samples import Sample, read_samples, shards_of
+from openqwen2vl.curation.samples import Sample, read_samples
 from openqwen2vl.curation.selection.select import Rule, Selection, select
 from openqwen2vl.curation.selection.sources import open_source
 from openqwen2vl.curation.selection.uids import read_uids
+from openqwen2vl.curation.shards import shards_of
 from openqwen2vl.formats.cells import CellReader
 from openqwen2vl.formats.corpora import open_corpus, read_shard, shard_path
 from openqwen2vl.formats.documents import IMAGE, Document
@@ -94,7 +95,7 @@ def test_conceptual_captions_12m_has_no_uid_and_names_of_its_own(tmp_path):
 
 def test_datacomp_is_shards_of_eight_digits_beside_a_folder_of_metadata(tmp_path):
     shards, metadata = tmp_path / "shards" / "medium", tmp_path / "metadata" / "medium"
-    boxes = [[[0.1, 0.2, 0.3, 0.4, 0.99]], [], []]
+    boxes = [[[0.1, 0.2, 0.3, 0.4]], [], []]
     uids = [uid(n) for n in range(6)]
     for number in range(2):
         own = uids[3 * number : 3 * number + 3]

@@ -2,19 +2,26 @@
 
 import os
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.samples import LengthScorer
+from support.samples import LengthScorer, samples_of
 
 from openqwen2vl.commands import _curate_workers
+from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorer import device_of
 from openqwen2vl.curation.scorers.clip import ClipScorer
 from openqwen2vl.curation.scorers.mlm_filter import MlmFilterScorer
 from openqwen2vl.engine.chosen import open_engine
 from openqwen2vl.engine.local import map_shards
 from openqwen2vl.engine.placement import VISIBLE, gpus_to_share, place_workers, visible_gpus
+from openqwen2vl.engine.threads import keep_to_one_thread
+from openqwen2vl.formats.errors import ConfigError
 
 NAMES = st.lists(st.sampled_from(["0", "1", "2", "7", "GPU-ab", "MIG-cd"]), unique=True)
 
@@ -111,3 +118,39 @@ def test_a_scorer_says_where_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _curate_workers.shared_gpus([LengthScorer(), OnGpu()]) == ("0", "1", "2")
     monkeypatch.setenv(VISIBLE, "4,6,7")
     assert _curate_workers.shared_gpus([OnGpu()]) == ("4", "6", "7")
+
+
+def test_scorers_on_a_gpu_come_first_and_take_no_others_with_them(tmp_path: Path) -> None:
+    samples_of(tmp_path / "0.tar", captions=["a cat", "a dog"])
+    calls: list[list[tuple[bool, list[str]]]] = []
+
+    def mapper(function: Any, jobs: Sequence[Any]) -> Iterator[Any]:
+        calls.append([(job.on_gpu, [task.scorer.name for task in job.tasks]) for job in jobs])
+        return map(function, jobs)
+
+    scorers = [LengthScorer(name="a"), OnGpu(name="b"), LengthScorer(name="c")]
+    for _ in range(2):
+        score_source([tmp_path / "0.tar"], "s", scorers, tmp_path / "out", mapper)
+    assert calls == [[(True, ["b"])], [(False, ["a", "c"])]]
+    assert len(list((tmp_path / "out").rglob("*.parquet"))) == 3
+
+
+def test_a_shard_takes_one_of_rays_gpus_unless_a_share_is_asked_for() -> None:
+    mixed = [LengthScorer(), OnGpu()]
+    assert [_curate_workers.gpus_a_call(asked, mixed) for asked in (None, 0.25, 2.0)] == [
+        1,
+        0.25,
+        2,
+    ]
+    assert _curate_workers.gpus_a_call(0.0, [LengthScorer()]) == 0
+    with pytest.raises(ConfigError, match=r"num_gpus is 0\.5, but no scorer runs on a GPU"):
+        _curate_workers.gpus_a_call(0.5, [LengthScorer()])
+
+
+def test_workers_keep_what_is_loaded_to_one_thread_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("RAYON_NUM_THREADS", "2")
+    torch.set_num_threads(2)
+    keep_to_one_thread()
+    assert torch.get_num_threads() == 1
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["RAYON_NUM_THREADS"] == "1"

@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.curated import curated, tree, write_sources
 from support.kept import files, samples, write_kept, write_raw
+from support.samples import LengthScorer
 
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.resharding.rewrite import write_shard
@@ -20,20 +23,42 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of one machine with one core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(["src", str(Path(__file__).parent)]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        if ray.is_initialized():
+            ray.shutdown()
+        cluster = cluster_utils.Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+        )
+        patch.setenv(ADDRESS, cluster.address)
+        yield cluster
+        cluster.shutdown()
+
+
 @pytest.fixture
-def machines(monkeypatch):
-    """A cluster of two machines with a core each; gives it and the one that may be lost."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["src", str(Path(__file__).parent)]))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    if ray.is_initialized():
-        ray.shutdown()
-    cluster = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
-    )
+def machines(cluster):
+    """The cluster with a second machine of one core; gives it and the one that may be lost."""
     other = cluster.add_node(num_cpus=1)
-    monkeypatch.setenv(ADDRESS, cluster.address)
     yield cluster, other
-    cluster.shutdown()
+    if other in cluster.worker_nodes:
+        cluster.remove_node(other)
+
+
+def lose_when(cluster, other, begun):
+    """Kill a machine's processes once it has begun something; gives the thread that waits."""
+
+    def lose():
+        while not begun():
+            time.sleep(0.05)
+        cluster.remove_node(other, allow_graceful=False)
+
+    thread = threading.Thread(target=lose, daemon=True)
+    thread.start()
+    return thread
 
 
 def work_until_lost(item):
@@ -49,14 +74,9 @@ def work_until_lost(item):
 def test_a_machine_lost_in_mid_run_changes_no_result(machines, tmp_path):
     cluster, other = machines
     paths = [tmp_path / f"{n:02d}" for n in range(8)]
-
-    def lose():
-        while not any(other.node_id in path.read_text() for path in tmp_path.iterdir()):
-            time.sleep(0.05)
-        cluster.remove_node(other, allow_graceful=False)
-
-    thread = threading.Thread(target=lose)
-    thread.start()
+    thread = lose_when(
+        cluster, other, lambda: any(other.node_id in p.read_text() for p in tmp_path.iterdir())
+    )
     results = list(map_shards_ray(work_until_lost, [(path, other.node_id) for path in paths]))
     thread.join()
     assert results == [path.name for path in paths]
@@ -88,6 +108,37 @@ def test_resharding_survives_a_machine_and_gives_the_files_of_local(machines, tm
         ReshardRequest(out=tmp_path / "local", **request), lambda f, i: map_shards(f, i, workers=1)
     )
     assert files(tmp_path / "ray") == files(tmp_path / "local")
+
+
+@dataclass
+class Lingering(LengthScorer):
+    """Notes on which machine it scores; on the one that is to be lost it gets nothing done."""
+
+    notes: str = ""
+    doomed: str = ""
+
+    def score(self, samples):
+        machine = None
+        if ray.is_initialized():
+            machine = ray.get_runtime_context().get_node_id()
+            Path(self.notes, machine).touch()
+        time.sleep(100 if machine == self.doomed else 0.2)
+        return super().score(samples)
+
+
+def test_curating_survives_a_machine_and_gives_the_files_of_local(machines, tmp_path, call):
+    cluster, other = machines
+    raw, notes = write_sources(tmp_path / "raw"), tmp_path / "notes"
+    notes.mkdir()
+    lingering = f"_target_: test_ray_cluster.Lingering, name: lingering, notes: {notes}"
+    lingering = f"+scorers.lingering={{{lingering}, doomed: {other.node_id}}}"
+    thread = lose_when(cluster, other, (notes / other.node_id).exists)
+    curated(call, raw, tmp_path / "ray", lingering, "engine=ray")
+    thread.join(timeout=1)
+    assert not thread.is_alive(), "the lost machine had begun something"
+    assert len(list(notes.iterdir())) == 2
+    curated(call, raw, tmp_path / "local", lingering)
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
 
 
 def tell_and_wait(path):

@@ -11,7 +11,7 @@ import webdataset
 from support.kept import contents, contents_of, fields, files, samples, told, write_kept, write_raw
 from support.shards import write_tar
 
-from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.columns import ScoreColumn
 from openqwen2vl.curation.resharding.renew import new_key
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.resharding.rewrite import write_shard

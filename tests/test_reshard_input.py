@@ -8,7 +8,7 @@ import pytest
 from support.kept import samples, write_kept, write_raw
 from support.shards import write_tar
 
-from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.columns import ScoreColumn
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.resharding.resharded import ReshardManifest
 from openqwen2vl.formats.errors import ShardError, UserError

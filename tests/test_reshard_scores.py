@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.kept import fields, samples, write_kept, write_raw
 
-from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.columns import ScoreColumn
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.formats.errors import UserError
 

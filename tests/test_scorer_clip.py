@@ -21,7 +21,6 @@ from support.clips import CONTEXT, clip_folder
 from support.samples import encoded, samples_of
 from support.shards import caption, picture, write_caption_shard
 
-from openqwen2vl.curation.batches import Batches
 from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorers.clip import BATCHES_A_CALL, ClipScorer
 from openqwen2vl.curation.scorers.pictures import ahead, open_picture
@@ -169,29 +168,6 @@ def test_a_scorer_travels_without_its_weights(folder: Path, tmp_path: Path) -> N
     assert there.score(samples) == found
 
 
-def test_memory_that_runs_out_halves_the_batch(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scorer = ClipScorer(str(folder), batch_size=2)
-    samples = samples_of(tmp_path / "0.tar", *drawn(6))
-    wanted = scorer.score(samples)["clip_similarity"]
-    clip = scorer._clip()
-
-    def full(*, image: Any = clip.network.encode_image) -> Any:
-        def encode(pixels: torch.Tensor) -> torch.Tensor:
-            if len(pixels) > 1:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            found: torch.Tensor = image(pixels)
-            return found
-
-        return encode
-
-    monkeypatch.setattr(clip.network, "encode_image", full())
-    batches = Batches(scorer)
-    assert batches.score(samples)["clip_similarity"] == pytest.approx(wanted, abs=1e-5)
-    assert batches.halved_to == 1
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_is_needed_by_who_scores_and_not_by_who_asks(folder: Path, tmp_path: Path) -> None:
     scorer = ClipScorer(str(folder), device="cuda")
@@ -226,6 +202,12 @@ def test_scores_on_disk_are_the_same_from_other_processes(folder: Path, tmp_path
 def test_a_model_that_is_none_is_told(model: str, pretrained: str | None, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         ClipScorer(model, pretrained).fingerprint()
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_a_mistake(threads: int) -> None:
+    with pytest.raises(ConfigError, match=f"threads is {threads}; expected at least 1"):
+        ClipScorer("x", threads=threads)
 
 
 def test_a_folder_takes_no_tag(folder: Path) -> None:

@@ -11,13 +11,14 @@ from openqwen2vl.config import Schema
 from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules
 from openqwen2vl.curation.request import Curation, Evaluations
 from openqwen2vl.curation.selection.select import Rule, Selection
+from openqwen2vl.curation.shards import is_listing
 from openqwen2vl.curation.steps import STEPS
 from openqwen2vl.engine.chosen import ENGINES
 from openqwen2vl.formats.errors import ConfigError
 
 _KEYS = (
-    "input tables out scorers scorer_inputs selection duplicates contamination only seed samples_per_shard "
-    "window blur write_uids report overwrite engine workers num_gpus json"
+    "input image_root tables out scorers scorer_inputs selection duplicates contamination only seed "
+    "samples_per_shard window blur write_uids report overwrite engine workers num_gpus json"
 )
 
 
@@ -29,9 +30,13 @@ def _known_choices(config: DictConfig) -> None:
 
 
 def _possible_numbers(config: DictConfig) -> None:
-    if config.num_gpus < 0 or (config.workers is not None and config.workers < 1):
+    if (config.num_gpus or 0) < 0 or (config.workers is not None and config.workers < 1):
         raise ConfigError(
             f"num_gpus is {config.num_gpus} and workers {config.workers}; expected at least 0 and 1"
+        )
+    if config.num_gpus and config.num_gpus > 1 and config.num_gpus % 1:
+        raise ConfigError(
+            f"num_gpus is {config.num_gpus}; expected a whole number, or a share of one GPU"
         )
     if config.num_gpus and config.engine == "local":
         raise ConfigError(
@@ -44,6 +49,7 @@ SCHEMA = Schema(
     keys=frozenset(_KEYS.split()),
     types={
         "input": str | Mapping[str, str],
+        "image_root": str | Mapping[str, str] | None,
         "tables": Mapping[str, str | Sequence[str]] | None,
         "out": str,
         "scorer_inputs": Mapping[str, Sequence[str]] | None,
@@ -52,7 +58,7 @@ SCHEMA = Schema(
         **dict.fromkeys(("blur", "write_uids", "report", "overwrite", "json"), bool),
         "engine": str,
         "workers": int | None,
-        "num_gpus": float,
+        "num_gpus": float | None,
     },
     groups={
         "selection": Selection,
@@ -79,6 +85,7 @@ def read_request(config: DictConfig) -> Curation:
     assert isinstance(selection, dict)
     return Curation(
         inputs=inputs,
+        image_roots=_image_roots(config.image_root, inputs),
         tables=tables,
         out=_path(config.out),
         scorers=[instantiate(one) for one in (config.get("scorers") or {}).values()],
@@ -112,7 +119,16 @@ def _inputs(given: Any) -> dict[str, Path]:
     if isinstance(given, DictConfig):
         return {str(name): _path(path) for name, path in given.items()}
     path = _path(given)
-    return {path.resolve().name: path}
+    return {path.stem if is_listing(path) else path.resolve().name: path}
+
+
+def _image_roots(given: Any, inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Read folders of images by the input's name; one alone is that of every input."""
+    if given is None:
+        return {}
+    if isinstance(given, DictConfig):
+        return {str(name): _path(path) for name, path in given.items()}
+    return dict.fromkeys(inputs, _path(given))
 
 
 def _plain(kind: Any, node: DictConfig | None) -> Any:

@@ -13,7 +13,7 @@ from openqwen2vl.curation.examples import Example, draw_examples
 from openqwen2vl.curation.funnel import LOSSES, funnel
 from openqwen2vl.curation.histograms import Histogram, histograms
 from openqwen2vl.curation.request import Curation
-from openqwen2vl.curation.samples import shards_of
+from openqwen2vl.curation.shards import of_conversations
 from openqwen2vl.formats.errors import ImageError
 from openqwen2vl.formats.images import decode_image
 from openqwen2vl.pages.axes import Mark
@@ -23,7 +23,9 @@ from openqwen2vl.pages.page import Page, Tile
 
 _EXAMPLES = 6
 _SIDE = 144  # pixels of an example
-_CAPTION = 160  # letters of a caption
+_CAPTION = 160  # letters of a caption or a turn
+_TURNS = 4  # of a conversation
+_SPEAKERS = {"user": "soft", "system": "soft"}  # answers stand out from what is asked
 _WIDTH = "@media (min-width: 40rem) { .tile { overflow-wrap: anywhere; } }"
 
 
@@ -39,7 +41,7 @@ def build_page(curation: Curation, found: Mapping[str, Any]) -> Page:
     """
     sources = list(curation.chosen.sources)
     page = Page("What was kept, and why", f"{', '.join(sources)} in {curation.out}", STYLE + _WIDTH)
-    _funnels(page, found, sources)
+    _funnels(page, found, sources, _talking(curation))
     _unreadable(page, curation.out, sources)
     _overlap(page, curation.out, sources)
     _contamination(page, found.get("deduplicate", {}).get("contamination", {}))
@@ -50,9 +52,8 @@ def build_page(curation: Curation, found: Mapping[str, Any]) -> Page:
         page.section(f"{name}: {rule.keep}", f"selected from {rule.input}{_part(figures, seen)}")
         for drawn in figures:
             page.svg(_histogram(drawn))
-        folder = curation.inputs[rule.input]
-        if shards_of(folder):
-            _examples(page, curation.out, name, rule.input, folder)
+        if curation.shards_of(rule.input):
+            _examples(page, curation, name, rule.input)
     return page
 
 
@@ -60,9 +61,23 @@ def _selection(out: Path, name: str) -> Path:
     return out / "selection" / f"{name}.parquet"
 
 
-def _funnels(page: Page, found: Mapping[str, Any], sources: Sequence[str]) -> None:
+def _talking(curation: Curation) -> list[str]:
+    """Name the sources of conversations."""
+    rules = curation.chosen.sources.items()
+    return [name for name, rule in rules if of_conversations(curation.shards_of(rule.input))]
+
+
+def _funnels(
+    page: Page, found: Mapping[str, Any], sources: Sequence[str], talking: Sequence[str]
+) -> None:
     """One bar for each source and step, and the same in figures."""
-    page.section("The funnel", "How many samples each step lost, by reason, and how many are left.")
+    text = "How many samples each step lost, by reason, and how many are left."
+    if talking:
+        text += (
+            f" {', '.join(talking)}: a sample is a conversation; two are duplicates by their uid, or "
+            "by their whole text and all their pictures, never by a picture alone."
+        )
+    page.section("The funnel", text)
     for name in sources:
         told = funnel(found, name)
         whole = told["delivered"]["samples"]
@@ -143,7 +158,8 @@ def _histogram(drawn: Histogram) -> str:
     return histogram(drawn.low, drawn.high, layers, drawn.column, marks)
 
 
-def _examples(page: Page, out: Path, name: str, source: str, folder: Path) -> None:
+def _examples(page: Page, curation: Curation, name: str, source: str) -> None:
+    out, folder, root = curation.out, curation.inputs[source], curation.image_roots.get(source)
     kept = out / "kept" / f"{name}.parquet"
     groups = {
         "kept": kept if kept.exists() else _selection(out, name),
@@ -151,21 +167,29 @@ def _examples(page: Page, out: Path, name: str, source: str, folder: Path) -> No
         "duplicates": out / "dropped" / f"deduplicate-{name}.parquet",
     }
     for title, table in groups.items():
-        found = draw_examples(table, folder, source, _EXAMPLES) if table.exists() else []
+        found = draw_examples(table, folder, source, _EXAMPLES, root) if table.exists() else []
         if found:
             page.svg(f"<h3>{name}, {title}</h3>")
             page.tiles([_tile(example) for example in found])
 
 
 def _tile(example: Example) -> Tile:
-    caption = example.sample.caption.strip()
-    short = caption if len(caption) <= _CAPTION else f"{caption[:_CAPTION]}..."
-    lines = [(short, "")]
+    sample = example.sample
+    caption = sample.caption.strip()
+    turns = [(turn.text.strip(), _SPEAKERS.get(turn.role, "")) for turn in sample.turns]
+    lines = [(_short(text), who) for text, who in turns[:_TURNS] or [(caption, "")]]
+    if sample.is_conversation:
+        lines.append((f"{len(turns)} turns, {len(sample.images)} images", "soft"))
     if example.reason:
         lines.append((example.reason, "bad"))
     if example.detail:
         lines.append((example.detail, "soft"))
-    return Tile(lines, _picture(example.sample.read()), caption)
+    picture = None if sample.image is None else _picture(sample.read())
+    return Tile(lines, picture, caption)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _CAPTION else f"{text[:_CAPTION]}..."
 
 
 def _picture(data: bytes) -> bytes | None:

@@ -10,9 +10,8 @@ from rich.table import Table
 
 from openqwen2vl.commands._curate_config import SCHEMA, read_request
 from openqwen2vl.commands._curate_page import build_page
-from openqwen2vl.commands._curate_workers import shared_gpus
+from openqwen2vl.commands._curate_workers import gpus_a_call, shared_gpus
 from openqwen2vl.curation.funnel import LOSSES, funnel
-from openqwen2vl.curation.score import score_shard
 from openqwen2vl.curation.steps import STEPS, curate
 from openqwen2vl.engine.chosen import Engine, open_engine
 from openqwen2vl.engine.local import Item, Mapper, Result
@@ -32,12 +31,13 @@ def run(config: DictConfig) -> dict[str, object]:
     started = time.perf_counter()
     curation = read_request(config)
     steps = STEPS if config.only is None else (config.only,)
+    share = gpus_a_call(config.num_gpus, curation.scorers) if "score" in steps else 0.0
     with (
         Progress(console=Console(stderr=True), transient=True) as bar,
         open_engine(config.engine, config.workers) as engine,
     ):
         gpus = shared_gpus(curation.scorers)
-        found = curate(curation, _with_progress(bar, engine, config.num_gpus, gpus), steps)
+        found = curate(curation, _with_progress(bar, engine, share, gpus), steps)
     funnels = {name: told for name in curation.chosen.sources if (told := funnel(found, name))}
     _show(funnels)
     figures: dict[str, object] = {"funnel": funnels, **found}
@@ -50,18 +50,18 @@ def run(config: DictConfig) -> dict[str, object]:
 
 
 def _with_progress(bar: Progress, engine: Engine, num_gpus: float, gpus: Gpus) -> Mapper:
-    """Give a mapper that tells a bar how far each step is; only scoring wants a GPU."""
+    """Give a mapper that tells a bar how far each step is; a GPU has who asks for one."""
 
     def mapper(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         name = function.__name__.replace("_", " ")
         task = bar.add_task(name, total=len(items))
-        scores = function is score_shard
+        on_gpu = any(getattr(item, "on_gpu", False) for item in items)
         yield from engine(
             function,
             items,
             lambda done, _: bar.update(task, completed=done),
-            num_gpus=num_gpus if scores else 0.0,
-            gpus=gpus if scores else (),
+            num_gpus=num_gpus if on_gpu else 0.0,
+            gpus=gpus if on_gpu else (),
         )
 
     return mapper

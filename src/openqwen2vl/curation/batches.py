@@ -13,11 +13,20 @@ from typing import Any
 import pyarrow as pa
 
 from openqwen2vl.curation.samples import Sample
-from openqwen2vl.curation.scorer import Scorer, error_column, told
+from openqwen2vl.curation.scorer import (
+    NO_PAIR,
+    Scorer,
+    error_column,
+    reads_conversations,
+    told,
+)
 from openqwen2vl.formats.errors import ImageError, UserError
 from openqwen2vl.formats.rejects import Unusable
 
 _LOG = logging.getLogger(__name__)
+
+# As CUDA says it, torch on a CPU, and cuBLAS and cuDNN, which want memory of their own.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
 
 Scores = dict[str, list[Any]]
 """A list for each of a scorer's columns, and for its error column."""
@@ -38,6 +47,8 @@ class Batches:
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Score samples; a broken one has None in each column, and why beside it.
 
+        So has a conversation, ``NO_PAIR``, which a scorer of pairs is not shown.
+
         Args:
             samples: at most the scorer's batch size.
 
@@ -47,6 +58,23 @@ class Batches:
                 scorer, the program or the device, which no setting mends, so it shows where from.
             ValueError: the scorer gave something else than it promised.
         """
+        if reads_conversations(self.scorer):
+            return self._scored(samples)
+        pairs = [sample for sample in samples if not sample.is_conversation]
+        found = self._scored(pairs)
+        if len(pairs) == len(samples):
+            return found
+        rows = iter(range(len(pairs)))
+        places = [None if sample.is_conversation else next(rows) for sample in samples]
+        error = error_column(self.scorer)
+        return {
+            name: [
+                (NO_PAIR if name == error else None) if at is None else values[at] for at in places
+            ]
+            for name, values in found.items()
+        }
+
+    def _scored(self, samples: Sequence[Sample]) -> Scores:
         scores: Scores = {name: [] for name in (*self.scorer.columns, error_column(self.scorer))}
         at = 0
         while at < len(samples):
@@ -105,7 +133,8 @@ class Batches:
     def _final(self, sample: Sample, error: Exception) -> Exception:
         """Give what holds a shard back."""
         name, said = self.scorer.name, told(error)
-        where = f"{sample.key} of {sample.source}/{sample.shard} ({sample.image.path})"
+        file = sample.image.path if sample.image else "without images"
+        where = f"{sample.key} of {sample.source}/{sample.shard} ({file})"
         if is_out_of_memory(error):
             return UserError(
                 f"{name} ran out of memory on one sample, {where}: {said}; take a smaller model or "
@@ -143,8 +172,9 @@ def _blames_sample(error: Exception) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a device or on the host."""
     # By name and words: torch has a class of its own and raises plain RuntimeErrors too.
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "out of memory" in str(error).lower())
+        or any(words in said for words in _NO_MEMORY)
     )

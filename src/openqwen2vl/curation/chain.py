@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from openqwen2vl.curation.request import Curation
-from openqwen2vl.curation.samples import shards_of
-from openqwen2vl.curation.scores import ScoreError, list_scores, read_facts
+from openqwen2vl.curation.scores import ScoreError, list_scores, read_facts, stamp
+from openqwen2vl.curation.shards import shard_name
 from openqwen2vl.formats.errors import ConfigError
 
 MADE_OF = "made_of"
@@ -80,14 +80,14 @@ def check_scores(curation: Curation) -> None:
         ScoreError: a shard changed after it was scored, or a scorer's settings did on the way.
     """
     for name in {rule.input for rule in curation.chosen.sources.values()}:
-        shards = {path.stem: path for path in shards_of(curation.inputs[name])}
+        shards = {shard_name(shard): shard for shard in curation.shards_of(name)}
         for folder in sorted(path for path in (curation.scores / name).glob("*") if path.is_dir()):
             identities: dict[str, Path] = {}
             for path in list_scores(folder):
                 if path.stem not in shards:
                     continue
-                facts, found = read_facts(path), shards[path.stem].stat()
-                if (facts.bytes, facts.mtime_ns) != (found.st_size, found.st_mtime_ns):
+                facts = read_facts(path)
+                if (facts.bytes, facts.mtime_ns) != stamp(shards[path.stem]):
                     raise ScoreError(
                         f"{shards[path.stem]} changed after {path} was made; score it again: "
                         "only=score overwrite=true"
@@ -102,7 +102,12 @@ def check_scores(curation: Curation) -> None:
 
 
 def _data(folder: Path) -> list[Path]:
-    """Give the raw shards of an input and the tables beside them."""
+    """Give the raw shards of an input and the tables beside them, or the listing that it is.
+
+    The pictures that a listing names are not looked at: there are too many of them.
+    """
+    if not folder.is_dir():
+        return [folder]
     return sorted([*folder.glob("*.tar"), *folder.glob("*.parquet")])
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openqwen2vl.curation.duplicates.selected import Selected
+from openqwen2vl.curation.scorer import MORE
 from openqwen2vl.formats.errors import ShardError
 
 Measured = Mapping[str, Mapping[str, Any]]
@@ -56,6 +57,7 @@ def demand_alike(selected: Selected, columns: Mapping[str, Mapping[str, Any]]) -
     for column in sorted(set(columns) & set(measured)):
         was, now = dict(measured[column]), json.loads(json.dumps(columns[column]))
         scorer = was.pop("name", "a scorer")
+        was.pop(MORE, None)
         faults = [
             f"{name} was {was.get(name, 'not there')} then, is {now.get(name, 'not there')} now"
             for name in sorted({*was, *now})

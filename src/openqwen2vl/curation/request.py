@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules
-from openqwen2vl.curation.scorer import Scorer
+from openqwen2vl.curation.scorer import Scorer, for_conversations
 from openqwen2vl.curation.selection.select import Rule, Selection
 from openqwen2vl.curation.selection.sources import open_source
 from openqwen2vl.curation.selection.tables import SourceTables
+from openqwen2vl.curation.shards import RawShard, of_conversations, shards_of
 from openqwen2vl.formats.errors import ConfigError
 
 _NAME = re.compile(r"[\w-][\w.-]*")
@@ -33,8 +34,9 @@ class Curation:
     """What to curate, and how.
 
     Attributes:
-        inputs: folders of raw shards (tars, or tables with images), or of tables alone, by the
-            name of the source.
+        inputs: folders of raw shards (tars, or tables with images or conversations), or of tables
+            alone, or listings of conversations, by the name of the source.
+        image_roots: folders of the images that an input names by path, by its name.
         tables: more tables that a source brings, by its name.
         out: takes everything that is made.
         scorers: each looks at every input that has shards, or at those of ``scorer_inputs``.
@@ -52,6 +54,7 @@ class Curation:
 
     inputs: Mapping[str, Path]
     out: Path
+    image_roots: Mapping[str, Path] = field(default_factory=dict)
     tables: Mapping[str, Sequence[Path]] = field(default_factory=dict)
     scorers: Sequence[Scorer] = ()
     scorer_inputs: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -74,11 +77,12 @@ class Curation:
         """
         if not self.inputs:
             raise ConfigError("input names no folder; write input=DIR or input={NAME: DIR}")
-        unknown = sorted(set(self.tables) - set(self.inputs))
-        if unknown:
-            raise ConfigError(
-                f"tables are given for {', '.join(unknown)}; inputs are {', '.join(self.inputs)}"
-            )
+        for given, names in (("tables", self.tables), ("image roots", self.image_roots)):
+            if unknown := sorted(set(names) - set(self.inputs)):
+                raise ConfigError(
+                    f"{given} are given for {', '.join(unknown)}; inputs are "
+                    f"{', '.join(self.inputs)}"
+                )
         scorers = [scorer.name for scorer in self.scorers]
         for scorer, inputs in self.scorer_inputs.items():
             strange = sorted(set(inputs) - set(self.inputs)) or sorted({scorer} - set(scorers))
@@ -95,9 +99,24 @@ class Curation:
                 )
 
     def scorers_of(self, name: str) -> list[Scorer]:
-        """Give the scorers that look at an input."""
+        """Give the scorers that look at an input, made for conversations where it holds them.
+
+        Raises:
+            ShardError: see ``shards_of``.
+        """
         chosen = self.scorer_inputs
-        return [one for one in self.scorers if name in chosen.get(one.name, (name,))]
+        found = [one for one in self.scorers if name in chosen.get(one.name, (name,))]
+        if not of_conversations(self.shards_of(name)):
+            return found
+        return [for_conversations(one) for one in found]
+
+    def shards_of(self, name: str) -> list[RawShard]:
+        """Give the shards of an input.
+
+        Raises:
+            ShardError: see ``shards.shards_of``.
+        """
+        return shards_of(self.inputs[name], self.image_roots.get(name))
 
     @property
     def scores(self) -> Path:
@@ -124,8 +143,18 @@ class Curation:
             TableError: one cannot be read.
         """
         used = {rule.input for rule in self.chosen.sources.values()} & set(self.inputs)
-        return {
-            name: open_source(name, folder, self.scores, self.tables.get(name, ()))
-            for name, folder in self.inputs.items()
-            if name in used
-        }
+        return {name: self.open_input(name) for name in self.inputs if name in used}
+
+    def open_input(self, name: str) -> SourceTables:
+        """Open one input.
+
+        Raises:
+            TableError: it cannot be read.
+        """
+        return open_source(
+            name,
+            self.inputs[name],
+            self.scores,
+            self.tables.get(name, ()),
+            self.image_roots.get(name),
+        )

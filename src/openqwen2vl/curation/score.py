@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from openqwen2vl.curation.batches import Batches
 from openqwen2vl.curation.samples import Sample, read_samples
-from openqwen2vl.curation.scorer import Scorer, error_column, identity
+from openqwen2vl.curation.scorer import NO_PAIR, Scorer, error_column, identity, wants_gpu
 from openqwen2vl.curation.scores import (
     ScoreError,
     ScoreFacts,
@@ -21,6 +22,7 @@ from openqwen2vl.curation.scores import (
     stamp,
     write_scores,
 )
+from openqwen2vl.curation.shards import ConversationShard, RawShard, shard_name
 from openqwen2vl.curation.unreadable import Ledger, ledgers
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ShardError
@@ -58,15 +60,15 @@ class ScoreJob:
     """One raw shard to score.
 
     Attributes:
-        shard: the tar, or the table with images in it.
+        shard: the tar, the table with images in it, or a shard of conversations.
         source: name of the corpus.
-        tasks: scorers that have no scores of it yet.
+        tasks: scorers that have no scores of it yet; all of them run on a GPU, or none does.
         run: jobs of one run have the same scorers, whose weights a process loads once.
         ledger: takes what cannot be read; None: it is counted alone.
         overwrite: whether scores that were made from something else may go.
     """
 
-    shard: Path
+    shard: RawShard
     source: str
     tasks: tuple[Task, ...]
     run: str
@@ -76,9 +78,14 @@ class ScoreJob:
     def __str__(self) -> str:
         return str(self.shard)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is to be done where there is a GPU."""
+        return any(wants_gpu(task.scorer) for task in self.tasks)
+
 
 def score_source(
-    shards: Sequence[Path],
+    shards: Sequence[RawShard],
     source: str,
     scorers: Sequence[Scorer],
     folder: Path,
@@ -89,11 +96,12 @@ def score_source(
     """Score every raw shard with every scorer that has no scores of it yet.
 
     What is there is looked at before anything is scored. The files' bytes depend neither on the
-    mapper nor on when and how often a run was broken off, nor on which scorers run together;
-    those that do read a shard once.
+    mapper nor on when and how often a run was broken off, nor on which scorers run together.
+    First come the scorers that run on a GPU, then the others with all cores, so that no GPU is
+    held by who does not use it; those of either kind read a shard once.
 
     Args:
-        shards: of ``samples.shards_of``, with names of their own.
+        shards: of ``shards.shards_of``, with names of their own.
         source: name of the corpus.
         scorers: as they were built, with names of their own.
         folder: holds the scores of all sources.
@@ -114,7 +122,7 @@ def score_source(
         RuntimeError: a scorer failed on a sample that is not to blame; see ``batches``. Its shard
             has no scores then, those that were finished before keep theirs.
     """
-    _check_names("shards", [shard.stem for shard in shards])
+    _check_names("shards", [shard_name(shard) for shard in shards])
     _check_names("scorers", [scorer.name for scorer in scorers])
     for scorer in scorers:
         if scorer.batch_size < 1:
@@ -127,27 +135,37 @@ def score_source(
     for shard, ledger in zip(shards, noted, strict=True):
         tasks = []
         for scorer, told in known:
-            path = score_path(folder, source, scorer.name, shard.stem)
+            path = score_path(folder, source, scorer.name, shard_name(shard))
             paths[scorer.name].append(path)
             if not is_current(path, shard, source, told, overwrite):
                 tasks.append(Task(scorer=scorer, identity=told, path=path))
-        if tasks:
-            jobs.append(
-                ScoreJob(
-                    shard=shard,
-                    source=source,
-                    tasks=tuple(tasks),
-                    run=run,
-                    ledger=ledger,
-                    overwrite=overwrite,
-                )
+        jobs += [
+            ScoreJob(
+                shard=shard,
+                source=source,
+                tasks=part,
+                run=run,
+                ledger=ledger,
+                overwrite=overwrite,
             )
+            for part in _by_kind(tasks)
+        ]
     try:
-        for _ in mapper(score_shard, jobs):
-            pass
+        for on_gpu in (True, False):
+            kind = [job for job in jobs if job.on_gpu == on_gpu]
+            for _ in mapper(score_shard, kind) if kind else ():
+                pass
     finally:
         _resident.clear()
     return paths
+
+
+def _by_kind(tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
+    """Part tasks into those that want no GPU and those that do; nothing of a kind without any."""
+    kinds = (
+        tuple(task for task in tasks if wants_gpu(task.scorer) == gpu) for gpu in (False, True)
+    )
+    return [part for part in kinds if part]
 
 
 def _check_names(kind: str, names: list[str]) -> None:
@@ -163,7 +181,8 @@ def score_shard(job: ScoreJob) -> list[Path]:
         The files of scores.
 
     Raises:
-        ScoreError: a scorer could not score more than ``MOST_ERRORS`` of the shard.
+        ScoreError: a scorer could not score more than ``MOST_ERRORS`` of the shard, or so many
+            conversations lack a picture.
         ShardError: the raw shard is missing, or changes while it is read.
         UserError: the disk is full, or the memory does not hold a single sample.
         RuntimeError: a scorer failed on a sample that is not to blame.
@@ -196,11 +215,25 @@ def _read(job: ScoreJob) -> _Items:
             rejects.append(item)
         else:
             samples.append(item)
+    _check_pictures(job.shard, rejects, len(samples))
     if job.ledger is not None and stamp(job.shard) == before:
         # Before the scores: where they are, a new start does not read the shard again.
         job.ledger.write(rejects, before)
     counts = Counter(reject.reason for reject in rejects)
     return _Items(samples, dict(sorted(counts.items())), before)
+
+
+def _check_pictures(shard: RawShard, rejects: Sequence[Reject], sound: int) -> None:
+    """Refuse conversations of which most lack a picture: a wrong folder must not become final."""
+    lost = [one for one in rejects if one.reason == "missing_image"]
+    count = sound + len(rejects)
+    named = isinstance(shard, ConversationShard) and not isinstance(shard.part, Path)
+    if named and count >= LEAST_SAMPLES and len(lost) > MOST_ERRORS * count:
+        raise ScoreError(
+            f"{len(lost)} of the {count} conversations of {shard} lack a picture, the first, "
+            f"{lost[0].key}, since: {lost[0].detail}; check image_root, and whether all folders of "
+            f"pictures are there: at most {MOST_ERRORS:.0%} may lack theirs"
+        )
 
 
 def _write(job: ScoreJob, task: Task, items: _Items) -> None:
@@ -220,7 +253,7 @@ def _write(job: ScoreJob, task: Task, items: _Items) -> None:
     errors = _count_errors(table, error_column(scorer), job.shard, scorer.name)
     facts = ScoreFacts(
         source=job.source,
-        shard=job.shard.stem,
+        shard=shard_name(job.shard),
         bytes=items.stamp[0],
         mtime_ns=items.stamp[1],
         scorer=task.identity,
@@ -230,12 +263,14 @@ def _write(job: ScoreJob, task: Task, items: _Items) -> None:
     write_scores(task.path, table, facts)
 
 
-def _count_errors(table: pa.Table, column: str, shard: Path, scorer: str) -> int:
+def _count_errors(table: pa.Table, column: str, shard: RawShard, scorer: str) -> int:
     """Count the samples that lack a score; too large a share of them must not become final."""
     rows = table.num_rows
     errors: int = rows - table[column].null_count
-    if rows >= LEAST_SAMPLES and errors > MOST_ERRORS * rows:
-        first = table.filter(table[column].is_valid()).slice(0, 1).to_pylist()[0]
+    # That a conversation is no pair says nothing of how the scorer does.
+    failed = pc.fill_null(pc.not_equal(table[column], NO_PAIR), False)
+    if rows >= LEAST_SAMPLES and pc.sum(failed).as_py() > MOST_ERRORS * rows:
+        first = table.filter(failed).slice(0, 1).to_pylist()[0]
         raise ScoreError(
             f"{scorer} could not score {errors} of the {rows} samples of {shard}, the first, "
             f"{first['key']}, since: {first[column]}; at most {MOST_ERRORS:.0%} of a shard may lack "

@@ -2,11 +2,17 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 
 from openqwen2vl.curation.samples import Sample
+
+NO_PAIR = "conversation"
+"""What the error column says of a conversation that a scorer of pairs was not shown."""
+
+MORE = "more"
+"""What a fingerprint has for conversations alone; it changes nothing of the other columns."""
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -59,6 +65,22 @@ def error_column(scorer: Scorer) -> str:
 def device_of(scorer: Scorer) -> str:
     """Give where a scorer runs, as torch writes it; one that does not say runs on the cores."""
     return str(getattr(scorer, "device", "cpu"))
+
+
+def wants_gpu(scorer: Scorer) -> bool:
+    """Whether a scorer runs on a GPU, here or where it is sent."""
+    return device_of(scorer).startswith("cuda")
+
+
+def reads_conversations(scorer: Scorer) -> bool:
+    """Whether a scorer is shown conversations; one that does not say so judges pairs alone."""
+    return bool(getattr(scorer, "reads_conversations", False))
+
+
+def for_conversations(scorer: Scorer) -> Scorer:
+    """Give what scores an input of conversations in a scorer's place: mostly the scorer itself."""
+    make = getattr(scorer, "for_conversations", None)
+    return scorer if make is None else cast(Scorer, make())
 
 
 def told(error: Exception) -> str:

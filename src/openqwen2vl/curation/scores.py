@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openqwen2vl.curation.shards import RawShard, shard_file, shard_name
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.formats.files import atomic_file
 
@@ -65,14 +66,14 @@ def list_scores(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
 
 
-def stamp(raw: Path) -> tuple[int, int]:
-    """Give bytes and time of the last change, in ns, of a raw shard.
+def stamp(raw: RawShard) -> tuple[int, int]:
+    """Give bytes and time of the last change, in ns, of a raw shard's file.
 
     Raises:
         ShardError: it is missing.
     """
     try:
-        found = raw.stat()
+        found = shard_file(raw).stat()
     except FileNotFoundError as error:
         raise ShardError(f"raw shard {raw} is missing") from error
     return found.st_size, found.st_mtime_ns
@@ -119,7 +120,7 @@ def read_facts(path: Path) -> ScoreFacts:
 
 
 def is_current(
-    path: Path, raw: Path, source: str, scorer: dict[str, Any], overwrite: bool = False
+    path: Path, raw: RawShard, source: str, scorer: dict[str, Any], overwrite: bool = False
 ) -> bool:
     """Whether a shard's scores are there and still hold.
 
@@ -153,12 +154,12 @@ def is_current(
 
 
 def _differences(
-    facts: ScoreFacts, source: str, raw: Path, now: tuple[int, int], scorer: dict[str, Any]
+    facts: ScoreFacts, source: str, raw: RawShard, now: tuple[int, int], scorer: dict[str, Any]
 ) -> list[str]:
     """Say what differs between what scores were made from and what is there now."""
     faults = []
-    if facts.source != source or facts.shard != raw.stem:
-        faults.append(f"{facts.source}/{facts.shard} then, {source}/{raw.stem} now")
+    if facts.source != source or facts.shard != shard_name(raw):
+        faults.append(f"{facts.source}/{facts.shard} then, {source}/{shard_name(raw)} now")
     elif facts.bytes != now[0]:
         faults.append(f"{raw} had {facts.bytes} bytes then, {now[0]} now")
     elif facts.mtime_ns != now[1]:

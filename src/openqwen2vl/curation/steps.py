@@ -21,15 +21,17 @@ from openqwen2vl.curation.duplicates.selected import Selected
 from openqwen2vl.curation.funnel import funnel
 from openqwen2vl.curation.preflight import check_request
 from openqwen2vl.curation.request import Curation
-from openqwen2vl.curation.resharding.locate import ScoreColumn
+from openqwen2vl.curation.resharding.columns import ScoreColumn
 from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
-from openqwen2vl.curation.samples import shards_of
 from openqwen2vl.curation.score import score_source
+from openqwen2vl.curation.scorer import NO_PAIR, Scorer, reads_conversations
 from openqwen2vl.curation.scorers.image import ImageScorer
+from openqwen2vl.curation.scores import list_scores, read_facts
 from openqwen2vl.curation.selection.carried import brought, is_in_scores
 from openqwen2vl.curation.selection.expression import parse_expression
 from openqwen2vl.curation.selection.select import Rule, export_uids, select
 from openqwen2vl.curation.selection.tables import IDENTITY, SourceTables
+from openqwen2vl.curation.shards import of_conversations
 from openqwen2vl.curation.unreadable import join_ledgers, ledgers, look_through
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ConfigError, UserError
@@ -112,8 +114,8 @@ def read_figures(out: Path) -> dict[str, Any]:
 
 def _score(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
     counts = {}
-    for name, folder in curation.inputs.items():
-        shards = shards_of(folder)
+    for name in curation.inputs:
+        shards = curation.shards_of(name)
         scorers = curation.scorers_of(name)
         if shards and scorers:
             score_source(
@@ -126,7 +128,19 @@ def _score(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[st
                 unreadable=curation.unreadable,
             )
         counts[name] = {"shards": len(shards), "scorers": [one.name for one in scorers]}
+        if of_conversations(shards):
+            counts[name]["unscored"] = _no_pairs(curation, name, scorers)
     return counts
+
+
+def _no_pairs(curation: Curation, name: str, scorers: Sequence[Scorer]) -> dict[str, Any]:
+    """Count the conversations that scorers of pairs were not shown, by the scorer's name."""
+    lost: dict[str, Any] = {}
+    for scorer in scorers:
+        if not reads_conversations(scorer):
+            files = list_scores(curation.scores / name / scorer.name)
+            lost[scorer.name] = {NO_PAIR: sum(read_facts(path).errors for path in files)}
+    return lost
 
 
 def _select(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[str, Any]:
@@ -149,7 +163,7 @@ def _select(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[s
 def _note_unreadable(curation: Curation, mapper: Mapper, dropped: Path) -> None:
     """Write for each source what of its input could not be read; scoring has noted most of it."""
     for name, rule in curation.chosen.sources.items():
-        shards = shards_of(curation.inputs[rule.input])
+        shards = curation.shards_of(rule.input)
         parts = ledgers(curation.unreadable, rule.input, shards)
         for _ in mapper(look_through, [part for part in parts if not part.is_current()]):
             pass
@@ -163,7 +177,12 @@ def _deduplicate(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> d
     for path in (out / "dropped").glob("reshard-*.parquet"):
         path.unlink()  # of shards that other samples will take the place of
     selections = [
-        Selected(name, out / "selection" / f"{name}.parquet", rule.input)
+        Selected(
+            name,
+            out / "selection" / f"{name}.parquet",
+            rule.input,
+            of_conversations(curation.shards_of(rule.input)),
+        )
         for name, rule in curation.chosen.sources.items()
     ]
     removed, told = _contaminated(curation, selections)
@@ -200,8 +219,7 @@ def _reshard(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[
     tables = curation.open_inputs()
     for name, rule in curation.chosen.sources.items():
         kept = curation.out / "kept" / f"{name}.parquet"
-        folder = curation.inputs[rule.input]
-        shards = shards_of(folder)
+        shards = curation.shards_of(rule.input)
         counts[name] = {}
         if curation.write_uids or not shards:
             path = curation.out / "uids" / f"{name}.npy"
@@ -209,7 +227,8 @@ def _reshard(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[
         if shards:
             request = ReshardRequest(
                 kept=kept,
-                input=folder,
+                input=curation.inputs[rule.input],
+                image_root=curation.image_roots.get(rule.input),
                 out=curation.out / "shards" / name,
                 source=rule.input,
                 name=name,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from openqwen2vl.curation.samples import read_samples
 from openqwen2vl.curation.scores import stamp
+from openqwen2vl.curation.shards import RawShard, shard_name
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.rejects import Reject
@@ -34,12 +35,12 @@ class Ledger:
     """The ledger of one raw shard.
 
     Attributes:
-        shard: the tar.
+        shard: a tar, a table, or a shard of conversations.
         source: name of the corpus.
         path: the file.
     """
 
-    shard: Path
+    shard: RawShard
     source: str
     path: Path
 
@@ -78,23 +79,23 @@ class Ledger:
         told = {
             "version": VERSION,
             "source": self.source,
-            "shard": self.shard.stem,
+            "shard": shard_name(self.shard),
             "bytes": size,
             "mtime_ns": mtime_ns,
         }
         return json.dumps(told, sort_keys=True, ensure_ascii=False).encode()
 
 
-def ledgers(folder: Path, source: str, shards: Iterable[Path]) -> list[Ledger]:
+def ledgers(folder: Path, source: str, shards: Iterable[RawShard]) -> list[Ledger]:
     """Give the ledgers of raw shards, whether they are there or not.
 
     Args:
         folder: holds the ledgers of all sources.
         source: name of the corpus.
-        shards: the tars.
+        shards: of ``shards.shards_of``.
     """
     return [
-        Ledger(shard=shard, source=source, path=folder / source / f"{shard.stem}.parquet")
+        Ledger(shard=shard, source=source, path=folder / source / f"{shard_name(shard)}.parquet")
         for shard in shards
     ]
 

@@ -12,6 +12,7 @@ from multiprocessing.queues import SimpleQueue
 from typing import Protocol, TypeVar
 
 from openqwen2vl.engine.placement import VISIBLE
+from openqwen2vl.engine.threads import keep_to_one_thread
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -135,7 +136,7 @@ def _start_worker(seen: "SimpleQueue[str | None]") -> None:
     Args:
         seen: holds for each worker the GPU that it is to see.
     """
-    os.environ.update(RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    keep_to_one_thread()
     if (gpu := seen.get()) is not None:
         os.environ[VISIBLE] = gpu  # before anything in here has asked CUDA what there is
     threading.Thread(target=_leave_with_parent, daemon=True).start()

@@ -1,22 +1,33 @@
 """Mapping a function over shards on a Ray cluster, with the results of ``engine.local``."""
 
 import importlib
+import itertools
+import logging
 import os
 import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from openqwen2vl.engine.local import Item, Progress, Result
+from openqwen2vl.engine.local import Item, Progress, Result, map_shards
+from openqwen2vl.engine.placement import VISIBLE
+from openqwen2vl.engine.threads import keep_to_one_thread
 from openqwen2vl.formats.errors import UserError
 
 ADDRESS = "RAY_ADDRESS"
 """Names the cluster to use; without it a Ray of this machine's own is started."""
 
+_LOG = logging.getLogger(__name__)
+_OURS = "openqwen2vl"  # loggers whose warnings come back from the workers
+_GPUS: dict[int, str] = {}  # what a worker saw first, by its process
 _PATIENCE = 10.0  # seconds that a cluster may take to answer
+# Ray would try what its memory monitor ended again for ever.
+_ENDING = {"RAY_task_oom_retries": "3"}
 _STORE = 2**28  # bytes for results on the way, of a Ray started here; the rest goes to disk
 # Of a Ray started here: no word to its makers, and no warning of what a later version will do.
 _QUIET = {
@@ -59,24 +70,74 @@ def map_shards_ray(
         Exception: what the function raised, with a note that names the item.
         RuntimeError: the worker of an item died each time it was tried.
     """
+    need = _Need(num_cpus, num_gpus)
     with ray_session(workers):
         ray = _library()
-        _check_room(ray, num_gpus, num_cpus)
-        remote = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=retries)(_call)
+        need.check(ray)
+        remote = ray.remote(
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+            max_retries=retries,
+            max_calls=0,  # Ray's own one call a process on GPUs would load weights for each shard
+        )(_call_on_gpus if num_gpus else _call)
         waiting: deque[tuple[Item, Any]] = deque()
-        done = 0
+        count = itertools.count(1)
+
+        def taken() -> Result:
+            result: Result = _result(ray, *waiting.popleft(), retries, need)
+            if progress is not None:
+                progress(next(count), len(items))
+            return result
+
         try:
             for item in items:
                 waiting.append((item, remote.remote(function, item)))
-                if len(waiting) >= 2 * _room(ray, num_gpus, num_cpus):
-                    done += 1
-                    yield _taken(ray, *waiting.popleft(), retries, progress, done, len(items))
+                if len(waiting) >= 2 * need.room(ray):
+                    yield taken()
             while waiting:
-                done += 1
-                yield _taken(ray, *waiting.popleft(), retries, progress, done, len(items))
+                yield taken()
         finally:
             for _, reference in waiting:
                 ray.cancel(reference, force=True)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What one call takes of a machine."""
+
+    cpus: float
+    gpus: float
+
+    def fits(self, ray: Any) -> bool:
+        """Whether there is a machine that can run one call."""
+        return any(
+            machine.get("GPU", 0) >= self.gpus and machine.get("CPU", 0) >= self.cpus
+            for machine in _machines(ray)
+        )
+
+    def check(self, ray: Any) -> None:
+        """Make sure that some machine can run one call; Ray would wait for one for ever."""
+        if not self.fits(ray):
+            cpus, gpus = (
+                max((machine.get(name, 0) for machine in _machines(ray)), default=0)
+                for name in ("CPU", "GPU")
+            )
+            raise UserError(
+                f"a call takes {self.cpus:g} cores and {self.gpus:g} GPUs; no machine of this Ray "
+                f"has both, the largest have {cpus:g} cores and {gpus:g} GPUs: ask for less, or "
+                "add a machine"
+            )
+
+    def room(self, ray: Any) -> int:
+        """Give how many calls the cluster runs at once, as it is now: machines come and go."""
+        there = ray.cluster_resources()
+        wanted = {"GPU": self.gpus, "CPU": self.cpus}
+        rooms = [there.get(name, 0) / amount for name, amount in wanted.items() if amount]
+        return max(1, int(min(rooms, default=1)))
+
+
+def _machines(ray: Any) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager
@@ -120,7 +181,7 @@ def _library() -> Any:
 
 def _start(ray: Any, cores: int) -> None:
     # What Ray starts here inherits this: its workers find what this process can import.
-    with _environment({**_QUIET, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}):
+    with _environment({**_ENDING, **_QUIET, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}):
         ray.init(
             address="local",
             num_cpus=cores,
@@ -153,50 +214,63 @@ def _join(ray: Any, address: str) -> None:
             place = urlsplit(address if "://" in address else f"//{address}")
             with socket.create_connection((place.hostname, place.port or 0), _PATIENCE):
                 pass
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        with _environment(_ENDING):
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         said = str(error).strip().split("\n")[0]
         raise UserError(f"no Ray answers at {ADDRESS}={address} ({said}); {advice}") from error
 
 
-def _check_room(ray: Any, num_gpus: float, num_cpus: float) -> None:
-    """Make sure that some machine can run one call; Ray would wait for one for ever."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(m.get("GPU", 0) >= num_gpus and m.get("CPU", 0) >= num_cpus for m in machines):
-        most = {name: max((m.get(name, 0) for m in machines), default=0) for name in ("CPU", "GPU")}
-        raise UserError(
-            f"a call takes {num_cpus:g} cores and {num_gpus:g} GPUs; no machine of this Ray has "
-            f"both, the largest have {most['CPU']:g} cores and {most['GPU']:g} GPUs: ask for less, "
-            "or add a machine"
-        )
+class _Ear(logging.Handler):
+    """Keeps warnings of ours, which Ray would leave in a file of the worker's machine."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[tuple[str, int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] == _OURS:
+            self.said.append((record.name, record.levelno, record.getMessage()))
 
 
-def _room(ray: Any, num_gpus: float, num_cpus: float) -> int:
-    """Give how many calls the cluster runs at once, as it is now: machines come and go."""
-    there = ray.cluster_resources()
-    wanted = {"GPU": num_gpus, "CPU": num_cpus}
-    rooms = [there.get(name, 0) / amount for name, amount in wanted.items() if amount]
-    return max(1, int(min(rooms, default=1)))
-
-
-def _call(function: Callable[[Item], Result], item: Item) -> Result:
-    """Run in a worker: one thread a library, as in the workers of ``engine.local``."""
-    os.environ.update(RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    return function(item)
-
-
-def _taken(
-    ray: Any,
-    item: object,
-    reference: Any,
-    retries: int,
-    progress: Progress | None,
-    done: int,
-    total: int,
-) -> Any:
-    """Wait for a result; gives back the error as the function raised it."""
+def _call(
+    function: Callable[[Item], Result], item: Item
+) -> tuple[Result, list[tuple[str, int, str]]]:
+    """Run in a worker, one thread a library, as ``engine.local`` does; with what it warned of."""
+    keep_to_one_thread()
+    ear = _Ear()
+    logging.root.addHandler(ear)
     try:
-        result = ray.get(reference)
+        return function(item), ear.said
+    finally:
+        logging.root.removeHandler(ear)
+
+
+def _call_on_gpus(
+    function: Callable[[Item], Result], item: Item
+) -> tuple[Result, list[tuple[str, int, str]]]:
+    """Run in a worker that Ray has given GPUs.
+
+    CUDA knows only the GPUs that a process saw first. When Ray hands a worker others later on, a
+    process of its own does that call.
+    """
+    gpus = os.environ.get(VISIBLE, "")
+    if _GPUS.setdefault(os.getpid(), gpus) == gpus:
+        return _call(function, item)
+    (told,) = map_shards(partial(_call, function), [item], workers=2, gpus=(gpus,))
+    return told
+
+
+def _result(ray: Any, item: object, reference: Any, retries: int, need: _Need) -> Any:
+    """Wait for a result, and say what its worker said; raises errors as the function did."""
+    told = False
+    try:
+        while not ray.wait([reference], timeout=_PATIENCE)[0]:
+            if not told and not need.fits(ray):
+                told = True
+                text = "no machine with %g cores and %g GPUs is left in this Ray; waiting for one"
+                _LOG.warning(text, need.cpus, need.gpus)
+        result, said = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause: BaseException = error.cause or error
         cause.add_note(f"while working on {item}")
@@ -206,6 +280,6 @@ def _taken(
             f"the worker of {item} died {retries + 1} times ({type(error).__name__}); was it short "
             "of memory? take fewer workers"
         ) from error
-    if progress is not None:
-        progress(done, total)
+    for name, level, message in said:
+        logging.getLogger(name).log(level, "%s", message)
     return result

@@ -73,18 +73,41 @@ def read_listing_shard(shard: ListingShard, source: str) -> Iterator[Document | 
     """Read the entries of a run; ``image`` of an entry is a path or a list of paths.
 
     An entry's key is its number: LLaVA's ``id`` names the picture, which several entries share.
+
+    Raises:
+        ShardError: the file is missing.
+    """
+    for item, _ in read_listing_items(shard, source):
+        yield item
+
+
+def read_listing_items(
+    shard: ListingShard, source: str
+) -> Iterator[tuple[Document | Reject, dict[str, Any]]]:
+    """Read entries as ``read_listing_shard`` does; beside each what it holds.
+
+    The fields of a reject are empty.
+
+    Raises:
+        ShardError: the file is missing.
     """
     name = shard.path.stem
-    with shard.path.open("rb") as file:
+    try:
+        file = shard.path.open("rb")
+    except FileNotFoundError as error:
+        raise ShardError(f"listing {shard.path} is missing") from error
+    with file:
         for number, (start, stop) in enumerate(shard.spans, shard.first):
             file.seek(start)
             yield _read_entry(file.read(stop - start), shard, f"{number:09d}", source)
     if shard.broken:
         detail = f"{shard.path.name} {shard.broken}"
-        yield Reject(source, name, "", name, "truncated_shard", detail)
+        yield Reject(source, name, "", name, "truncated_shard", detail), {}
 
 
-def _read_entry(raw: bytes, shard: ListingShard, key: str, source: str) -> Document | Reject:
+def _read_entry(
+    raw: bytes, shard: ListingShard, key: str, source: str
+) -> tuple[Document | Reject, dict[str, Any]]:
     name = shard.path.stem
     uid = f"{name}/{key}"
     try:
@@ -95,8 +118,8 @@ def _read_entry(raw: bytes, shard: ListingShard, key: str, source: str) -> Docum
         images = _images(fields, shard.image_root)
         turns = parse_turns(fields, len(images))
     except Unusable as verdict:
-        return Reject(source, name, key, uid, verdict.reason, verdict.detail)
-    return Document(source, name, key, uid, turns, images)
+        return Reject(source, name, key, uid, verdict.reason, verdict.detail), {}
+    return Document(source, name, key, uid, turns, images), fields
 
 
 def _images(fields: dict[str, Any], root: Path) -> tuple[ImageRef, ...]:

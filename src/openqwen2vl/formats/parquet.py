@@ -85,7 +85,8 @@ def read_parquet_items(
     """Read rows as ``read_parquet_shard`` does; beside each what its cells hold but for images.
 
     The fields are those of the columns that it was read from, and of the columns ``also`` that
-    the file has; those of a reject are empty.
+    the file has; FineVision's pairs of ``user`` and ``assistant`` are ``messages`` there, as the
+    JSON of a sample could have them. Those of a reject are empty.
 
     Raises:
         ShardError: the file is missing, or has no column to read.
@@ -125,6 +126,24 @@ def holds_images(path: Path) -> bool:
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{path} cannot be opened: {_first_line(error)}") from error
     return any(_has_bytes(schema.field(name).type) for name in _IMAGES if name in schema.names)
+
+
+def holds_conversations(path: Path) -> bool:
+    """Whether a file's rows are read as conversations, by its columns alone.
+
+    Raises:
+        ShardError: it cannot be opened.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{path} cannot be opened: {_first_line(error)}") from error
+    spoken = next((name for name in _SPOKEN if name in schema.names), None)
+    if spoken != "texts":
+        return spoken in ("conversations", "messages")
+    kind = schema.field("texts").type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(is_list and pa.types.is_struct(kind.value_type))
 
 
 def _has_bytes(kind: pa.DataType) -> bool:
@@ -180,6 +199,7 @@ def _read_row(
             for column, cell in cells.items()
             for item, picture in enumerate(pictures(cell))
         )
+        fields = _spoken(fields, len(images))
         laid = _lay_out(fields, cells, images, rules)
     except Unusable as verdict:
         return Reject(source, name, key, uid, verdict.reason, verdict.detail), {}
@@ -193,10 +213,7 @@ def _lay_out(
     rules: InterleavedRules,
 ) -> Laid:
     """Read the turns that a row holds."""
-    texts = fields.get("texts")
-    if isinstance(texts, list) and texts and all(isinstance(text, dict) for text in texts):
-        fields = {"messages": _dialogue(texts, len(images))}
-    elif texts is not None:
+    if fields.get("texts") is not None:
         # What stands at an image's place does not matter, as long as it is something.
         places = next((cell for cell in cells.values() if isinstance(cell, list)), [])
         fields = fields | {"images": [None if cell is None else True for cell in places]}
@@ -207,6 +224,15 @@ def _lay_out(
         if isinstance(fields.get(column), str):
             return (caption_turn(fields[column], len(images), column),), images
     raise Unusable("missing_text", "the row has no conversation, page or caption")
+
+
+def _spoken(fields: dict[str, Any], num_images: int) -> dict[str, Any]:
+    """Give FineVision's dialogue as ``messages``; anything else as it is."""
+    texts = fields.get("texts")
+    if not (isinstance(texts, list) and texts and all(isinstance(text, dict) for text in texts)):
+        return fields
+    rest = {name: value for name, value in fields.items() if name != "texts"}
+    return {**rest, "messages": _dialogue(texts, num_images)}
 
 
 def _dialogue(texts: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:

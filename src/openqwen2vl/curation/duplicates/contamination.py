@@ -16,6 +16,7 @@ from openqwen2vl.curation.duplicates.benchmark_pictures import BenchmarkPicture,
 from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules, Removed
 from openqwen2vl.curation.duplicates.near import first_within
 from openqwen2vl.curation.duplicates.selected import Selected, Tables
+from openqwen2vl.curation.duplicates.shown import Shown
 from openqwen2vl.curation.measured import demand_alike
 from openqwen2vl.curation.samples import Sample
 from openqwen2vl.curation.scorers.image import ImageScorer
@@ -191,7 +192,7 @@ class Hits:
 def find_hits(
     selections: Sequence[Selected], index: EvaluationIndex, rules: DuplicateRules
 ) -> Hits:
-    """Find the samples that show a picture of an evaluation.
+    """Find the samples that show a picture of an evaluation; of conversations all are looked at.
 
     Args:
         selections: with ``sha256``, ``phash`` or both; nulls match nothing. One that tells which
@@ -210,33 +211,34 @@ def find_hits(
             tables.demand("phash", "evaluations are found by it or sha256, of the image scorer")
     for selected in selections:
         demand_alike(selected, dict.fromkeys(("sha256", "phash", "blank_share"), index.scorer))
-    entries, bits = _same_bytes(tables, index), np.full(tables.rows, -1, np.int8)
-    hashes, there = tables.numbers("phash")
-    there &= (entries < 0) & ~tables.above("blank_share", rules.max_blank)
-    asked = np.flatnonzero(there)
+    shown = Shown.of(tables, rules.max_blank)
+    entries, bits = _same_bytes(shown, index), np.full(len(shown.rows), -1, np.int8)
+    asked = np.flatnonzero(shown.compared & (entries < 0))
     seen, places = _looks(index, rules.max_blank)
-    found = first_within(hashes[asked], seen, rules.distance)
+    found = first_within(shown.hashes[asked], seen, rules.distance)
     asked, found = asked[found >= 0], found[found >= 0]
     entries[asked] = places[found]
-    bits[asked] = np.bitwise_count(hashes[asked] ^ seen[found])
-    rows = np.flatnonzero(entries >= 0)
-    return Hits(rows, entries[rows], bits[rows])
+    bits[asked] = np.bitwise_count(shown.hashes[asked] ^ seen[found])
+    hit = np.flatnonzero(entries >= 0)
+    # Of a sample's pictures the first of the same bytes counts, else the first of a like look.
+    hit = hit[np.lexsort((hit, bits[hit] >= 0, shown.rows[hit]))]
+    rows, first = np.unique(shown.rows[hit], return_index=True)
+    return Hits(rows, entries[hit[first]], bits[hit[first]])
 
 
-def _same_bytes(tables: Tables, index: EvaluationIndex) -> NDArray[np.int64]:
-    """Give for each row the first picture of the same sha256, or -1."""
+def _same_bytes(shown: Shown, index: EvaluationIndex) -> NDArray[np.int64]:
+    """Give for each picture the first of the evaluations' of the same sha256, or -1."""
     column = index.table["sha256"]
     places = np.flatnonzero(column.is_valid().to_numpy())
     digests = b"".join(column.drop_null().to_pylist())
     high, low = np.frombuffer(digests, np.uint64).reshape(-1, 4)[:, :2].T
     order = np.lexsort((places, low, high))
     high, low, places = high[order], low[order], places[order]
-    asked_high, asked_low, there = tables.digests()
-    found = np.full(tables.rows, -1, np.int64)
+    found = np.full(len(shown.rows), -1, np.int64)
     if len(places):
         # No two digests share 64 bits but by the same bytes, so the first of a run is the one.
-        at = np.minimum(np.searchsorted(high, asked_high), len(places) - 1)
-        same = there & (high[at] == asked_high) & (low[at] == asked_low)
+        at = np.minimum(np.searchsorted(high, shown.high), len(places) - 1)
+        same = shown.hashed & (high[at] == shown.high) & (low[at] == shown.low)
         found[same] = places[at[same]]
     return found
 

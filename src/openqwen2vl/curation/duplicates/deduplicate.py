@@ -12,6 +12,7 @@ from openqwen2vl.curation.duplicates.independent import Nearness, Verdict, first
 from openqwen2vl.curation.duplicates.near import check_distance
 from openqwen2vl.curation.duplicates.outcome import Marks, write_outcome
 from openqwen2vl.curation.duplicates.selected import Column, Selected, Tables
+from openqwen2vl.curation.duplicates.whole import demand_pictures, same_looks, same_pictures
 from openqwen2vl.formats.errors import ConfigError
 
 CRITERIA = {
@@ -34,7 +35,9 @@ class DuplicateRules:
         by: of ``CRITERIA``. ``uid``: the same uid. ``image``: the same bytes (sha256). ``near``:
             perceptual hashes within the distance. ``pair``: the same normalised caption, and the
             same bytes or the same perceptual hash. However they are written here, a sample's
-            reason is the first that holds in the order of ``CRITERIA``.
+            reason is the first that holds in the order of ``CRITERIA``. Conversations are not
+            compared by ``image`` and ``near``, as one picture is asked about many times; ``pair``
+            takes the normalised text of all their turns and all their pictures.
         distance: bits of 64 that perceptual hashes may differ in.
         max_blank: perceptual hashes of pictures with a larger ``blank_share`` are not compared:
             all empty pictures have one hash. Without that column all are.
@@ -149,13 +152,14 @@ def _criteria(
         del high, low, there
     pair, near = "pair" in rules.by, "near" in rules.by
     hashes = _perceptual(tables, rules, out) if pair or near else None
+    talks = tables.conversations()
     if "image" in rules.by:
-        tables.demand("sha256", "duplicates by image need it, of the image scorer")
+        tables.demand("sha256", "duplicates by image need it, of the image scorer", of_pairs=True)
     if near:
-        tables.demand("phash", "duplicates by near need it, of the image scorer")
+        tables.demand("phash", "duplicates by near need it, of the image scorer", of_pairs=True)
     if "image" in rules.by or pair:
         high, low, there = tables.digests()
-        there &= ~out
+        there &= ~(out | talks)
         if "image" in rules.by:
             found["image"] = [equal_groups([high, low], there)]
         if pair:
@@ -165,6 +169,10 @@ def _criteria(
             found["pair"] = [equal_groups([high, low, captions], there & told)]
             if hashes is not None:
                 found["pair"].append(equal_groups([hashes[0], captions], hashes[1] & told))
+            if talks.any():
+                demand_pictures(tables)
+                for words, seen in (same_pictures(tables), same_looks(tables, rules.max_blank)):
+                    found["pair"].append(equal_groups([words, captions], seen & told & ~out))
         del high, low, there
     if not near or hashes is None:
         return found, None
@@ -175,13 +183,17 @@ def _perceptual(
     tables: Tables, rules: DuplicateRules, out: np.ndarray[Any, np.dtype[np.bool_]]
 ) -> Column:
     hashes, there = tables.numbers("phash")
-    return hashes, there & ~out & ~tables.above("blank_share", rules.max_blank)
+    return hashes, there & ~(out | tables.conversations()) & ~tables.above(
+        "blank_share", rules.max_blank
+    )
 
 
 def _demand_image(tables: Tables) -> None:
-    for names in tables.columns:
-        if "sha256" not in names and "phash" not in names:
-            tables.demand("sha256", "duplicates by pair need it or phash, of the image scorer")
+    for selected, names in zip(tables.selections, tables.columns, strict=True):
+        if not ({"sha256", "phash"} & set(names) or selected.conversations):
+            tables.demand(
+                "sha256", "duplicates by pair need it or phash, of the image scorer", True
+            )
 
 
 def _marks(

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from openqwen2vl.curation.selection.uids import number_uids
+from openqwen2vl.curation.shards import RUN
 
 Words = NDArray[np.uint64]
 Ids = NDArray[np.int32]
@@ -51,7 +52,9 @@ def equal_groups(words: Sequence[Words], valid: NDArray[np.bool_]) -> Ids:
     return ids
 
 
-def uid_words(batch: pa.RecordBatch, corpus: str) -> NDArray[np.uint64]:
+def uid_words(
+    batch: pa.RecordBatch, corpus: str, conversations: bool = False
+) -> NDArray[np.uint64]:
     """Give the 128 bits by which uids are compared.
 
     They are ``uids.number_uids``. A uid that only repeats shard and key is common to many corpora
@@ -61,12 +64,15 @@ def uid_words(batch: pa.RecordBatch, corpus: str) -> NDArray[np.uint64]:
     Args:
         batch: with the columns ``uid``, ``shard`` and ``key``.
         corpus: name of the raw corpus, which several selections may share.
+        conversations: whether the shards may be runs of a listing, which uids do not tell apart.
 
     Returns:
         uint64 (2, n); what a null gives means nothing.
     """
     uids = batch["uid"].cast(pa.large_string())
     shards, keys = (batch[name].cast(pa.large_string()) for name in ("shard", "key"))
+    if conversations:
+        shards = pc.replace_substring_regex(shards, RUN, "")
     prefix, slash = (pa.scalar(text, pa.large_string()) for text in (corpus, "/"))
     repeated = pc.equal(uids, pc.binary_join_element_wise(shards, keys, slash))
     of_corpus = pc.binary_join_element_wise(prefix, uids, slash)

@@ -32,11 +32,13 @@ class Selected:
         path: parquet with the columns ``shard``, ``key``, ``uid`` and those that samples are
             compared by; rows in the order of shards and of samples within them.
         corpus: name of the raw corpus that it was selected from; None when that is ``name``.
+        conversations: whether its samples are conversations.
     """
 
     name: str
     path: Path
     corpus: str | None = None
+    conversations: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,14 +88,19 @@ class Tables:
         """How many there are in all."""
         return self.start[-1]
 
-    def demand(self, column: str, why: str) -> None:
+    def demand(self, column: str, why: str, of_pairs: bool = False) -> None:
         """Refuse to go on without a column.
+
+        Args:
+            column: its name.
+            why: what needs it.
+            of_pairs: whether selections of conversations may lack it.
 
         Raises:
             ShardError: a selection does not have it.
         """
         for selected, names in zip(self.selections, self.columns, strict=True):
-            if column not in names:
+            if column not in names and not (of_pairs and selected.conversations):
                 raise ShardError(
                     f"{selected.path} has no column {column}: {why}; it has {', '.join(names)}"
                 )
@@ -115,13 +122,22 @@ class Tables:
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from error
 
+    def conversations(self) -> Mask:
+        """Tell which rows are conversations."""
+        found = np.zeros(self.rows, np.bool_)
+        for number, selected in enumerate(self.selections):
+            found[self.start[number] : self.start[number + 1]] = selected.conversations
+        return found
+
     def uids(self) -> tuple[Words, Words, Mask]:
         """Give ``groups.uid_words`` of all rows, and which have a uid."""
         words, there = np.zeros((2, self.rows), np.uint64), np.zeros(self.rows, np.bool_)
         for number, selected in enumerate(self.selections):
             for first, batch in self.batches(number, _IDENTITY):
                 rows = slice(first, first + batch.num_rows)
-                words[:, rows] = uid_words(batch, selected.corpus or selected.name)
+                words[:, rows] = uid_words(
+                    batch, selected.corpus or selected.name, selected.conversations
+                )
                 there[rows] = _there(batch["uid"])
         return words[0], words[1], there
 

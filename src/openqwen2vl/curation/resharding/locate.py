@@ -1,20 +1,21 @@
 """Where the files of kept samples lie: an index file for each raw shard, made before any copying."""
 
-import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from openqwen2vl.curation.resharding.columns import ScoreColumn, made_of, score_values
+from openqwen2vl.curation.resharding.conversations import PICTURES, conversation_files
 from openqwen2vl.curation.resharding.kept import KeptShard, read_kept
 from openqwen2vl.curation.resharding.unpack import unpack
 from openqwen2vl.curation.scores import stamp
-from openqwen2vl.formats.errors import ShardError, UserError
+from openqwen2vl.curation.shards import ConversationShard, RawShard, shard_file
+from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.raw import read_raw_files
 from openqwen2vl.formats.tar import BLOCK, Member
@@ -37,75 +38,11 @@ _FILES = pa.schema(
 
 
 @dataclass(frozen=True)
-class ScoreColumn:
-    """A column whose values go into ``KEY.json``.
-
-    Attributes:
-        name: of the column.
-        folder: holds ``SHARD.parquet`` with ``key`` and the column, as ``scores.write_scores``
-            leaves it; None: the kept table has the column itself.
-        label: what ``KEY.json`` calls it; None: its name.
-    """
-
-    name: str
-    folder: Path | None = None
-    label: str | None = None
-
-    @property
-    def called(self) -> str:
-        """What ``KEY.json`` calls it."""
-        return self.label or self.name
-
-    def path(self, shard: str) -> Path | None:
-        """Give the file of a shard's scores; None when the kept table has them.
-
-        Raises:
-            UserError: there is none.
-        """
-        if self.folder is None:
-            return None
-        path = self.folder / f"{shard}.parquet"
-        if path.exists():
-            return path
-        raise UserError(
-            f"{path} is missing: the samples of {shard} have no {self.name}; score the source, or "
-            "do not ask for that column"
-        )
-
-
-def labelled(columns: Sequence[ScoreColumn]) -> tuple[ScoreColumn, ...]:
-    """Give each column once; those of one name get labels ``PLACE.NAME``, as selections write them.
-
-    The place is the folder's name, of a column of the kept table ``kept``.
-
-    Raises:
-        UserError: two columns have one label all the same.
-    """
-    each = dict.fromkeys(columns)
-    names = Counter(column.called for column in each)
-    found = []
-    for column in each:
-        if column.label is None and names[column.name] > 1:
-            place = "kept" if column.folder is None else column.folder.name
-            column = replace(column, label=f"{place}.{column.name}")
-        found.append(column)
-    twice = [
-        name for name, times in Counter(column.called for column in found).items() if times > 1
-    ]
-    if twice:
-        places = [str(column.folder) for column in found if column.called == twice[0]]
-        raise UserError(
-            f"two columns are called {twice[0]}, of {' and '.join(places)}; give one of them a label"
-        )
-    return tuple(found)
-
-
-@dataclass(frozen=True)
 class LocateJob:
     """One raw shard to look through.
 
     Attributes:
-        raw: the tar, or the table with images in it.
+        raw: the tar, the table with images in it, or a shard of conversations.
         kept: the kept table.
         kept_hash: of that table.
         shard: the rows that speak of this tar.
@@ -113,7 +50,7 @@ class LocateJob:
         path: where the index file goes.
     """
 
-    raw: Path
+    raw: RawShard
     kept: Path
     kept_hash: str
     shard: KeptShard
@@ -126,7 +63,8 @@ class LocateJob:
     @property
     def tar(self) -> Path:
         """What the index speaks of: the raw shard, or what is unpacked of a table beside it."""
-        return self.raw if self.raw.suffix == ".tar" else self.path.with_suffix(".tar")
+        file = shard_file(self.raw)
+        return self.path.with_suffix(".tar") if file.suffix == ".parquet" else file
 
     def identity(self) -> str:
         """Everything that the index depends on, as text."""
@@ -137,23 +75,13 @@ class LocateJob:
         return json.dumps([_VERSION, self.kept_hash, rows, stamp(self.raw), scores])
 
 
-def made_of(scores: Path) -> str:
-    """Give a hash of a file of scores.
-
-    Not its time, which two runs that make the same file do not share: about a megabyte to read
-    for a shard of images that is hundreds of them.
-    """
-    with scores.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class Located:
     """The index file of a raw shard.
 
     Attributes:
-        raw: the tar, or the table with images in it.
-        tar: that tar, or what is unpacked of the table.
+        raw: the tar, the table with images in it, or a shard of conversations.
+        tar: that tar or listing, or what is unpacked of the table.
         path: the index file.
         samples: its rows.
         bytes: what they will take up in a tar, about.
@@ -161,7 +89,7 @@ class Located:
         stamp: bytes of the raw shard and time of its last change, in ns.
     """
 
-    raw: Path
+    raw: RawShard
     tar: Path
     path: Path
     samples: int
@@ -170,7 +98,7 @@ class Located:
     stamp: tuple[int, int]
 
     def read(self) -> pa.Table:
-        """Read key, uid, scores, the image's ending, and offsets and sizes of the files.
+        """Read key, uid, scores, the images' endings, and offsets and sizes of the files.
 
         Raises:
             ShardError: the index file went away or is damaged.
@@ -223,14 +151,12 @@ def _write(job: LocateJob, identity: str) -> int:
     table = rows.select(["key", "uid"])
     for column in job.scores:
         path = column.path(job.shard.name)
-        values = rows[column.name] if path is None else _scores(path, column.name, rows["key"])
+        values = rows[column.name] if path is None else score_values(path, column.name, rows["key"])
         table = table.append_column(SCORE + column.called, values)
-    files = pa.table(list(zip(*_files(job, rows["key"].to_pylist()), strict=True)), _FILES)
-    for name, values in zip(_FILES.names, files.columns, strict=True):
+    files = _files(job, rows["key"].to_pylist())
+    for name, values in zip(files.schema.names, files.columns, strict=True):
         table = table.append_column(name, values)
-    more = {"json": _PER_SAMPLE + _PER_SCORE * len(job.scores)}
-    sizes = [files[f"{kind}_size"].to_numpy() + more.get(kind, 0) for kind in _KINDS]
-    total = sum(int((BLOCK + -(-size // BLOCK) * BLOCK).sum()) for size in sizes)
+    total = _bytes(files, _PER_SAMPLE + _PER_SCORE * len(job.scores))
     metadata = {_IDENTITY: identity.encode(), _BYTES: str(total).encode()}
     with atomic_file(job.path) as file:
         table = table.replace_schema_metadata(metadata)
@@ -238,28 +164,33 @@ def _write(job: LocateJob, identity: str) -> int:
     return total
 
 
-def _scores(path: Path, name: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Look a column up by key."""
-    try:
-        scored = pq.read_table(path, columns=["key", name], use_threads=False)
-        values = scored[name]
-        places = pc.index_in(keys.cast(pa.string()), scored["key"].cast(pa.string()))
-    except (OSError, pa.ArrowException, KeyError) as error:
-        said = str(error).split("\n")[0]
-        raise UserError(f"{path} has no columns key and {name} to read ({said})") from error
-    if places.null_count:
-        lost = keys.filter(pc.is_null(places))[0].as_py()
-        raise UserError(
-            f"{path} has no row for {lost}, one of {places.null_count} kept samples that it lacks; "
-            "score, select and deduplicate again"
-        )
-    return values.take(places)
+def _bytes(files: pa.Table, more: int) -> int:
+    """Tell what files will take up in a tar, about.
+
+    Args:
+        files: of ``_files``.
+        more: bytes that the JSON of a sample gains.
+    """
+    kinds = [kind for kind in _KINDS if f"{kind}_size" in files.schema.names]
+    sizes = [files[f"{kind}_size"].to_numpy() + more * (kind == "json") for kind in kinds]
+    if PICTURES in files.schema.names:
+        sizes.append(pc.struct_field(pc.list_flatten(files[PICTURES]), "size").to_numpy())
+    return sum(int((BLOCK + -(-size // BLOCK) * BLOCK).sum()) for size in sizes)
 
 
-def _files(job: LocateJob, keys: Sequence[str]) -> Iterator[tuple[str | int, ...]]:
-    """Give the rows of ``_FILES`` for the samples of some keys."""
-    if job.tar != job.raw:
+def _files(job: LocateJob, keys: Sequence[str]) -> pa.Table:
+    """Give where the files of some samples lie, a row each."""
+    if job.tar != shard_file(job.raw):
         unpack(job.raw, set(keys), job.tar)
+    if isinstance(job.raw, ConversationShard):
+        unpacked = job.tar != shard_file(job.raw)
+        shard = ConversationShard(job.raw.name, job.tar) if unpacked else job.raw
+        return conversation_files(shard, keys)
+    return pa.table(list(zip(*_pairs(job, keys), strict=True)), _FILES)
+
+
+def _pairs(job: LocateJob, keys: Sequence[str]) -> Iterator[tuple[str | int, ...]]:
+    """Give the rows of ``_FILES`` for the pairs of some keys."""
     there = dict(read_raw_files(job.tar))
     missing = [key for key in keys if key not in there]
     if missing:

@@ -11,6 +11,7 @@ from typing import Any
 from openqwen2vl.curation.resharding.blur import Blurred, blur_faces
 from openqwen2vl.curation.resharding.locate import SCORE
 from openqwen2vl.curation.samples import FACES
+from openqwen2vl.curation.shards import name_in_uids
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.rejects import Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid
@@ -30,6 +31,7 @@ class Old:
         image: the file's bytes.
         text: of ``KEY.txt``; None when there is none.
         json: of ``KEY.json``; empty when there is none.
+        pictures: ending and bytes of each image of a conversation; None of a pair.
     """
 
     source: str
@@ -38,6 +40,7 @@ class Old:
     image: bytes
     text: bytes | None
     json: bytes
+    pictures: tuple[tuple[str, bytes], ...] | None = None
 
 
 def renewed(old: Old, blur: bool) -> tuple[bytes, Blurred]:
@@ -46,18 +49,25 @@ def renewed(old: Old, blur: bool) -> tuple[bytes, Blurred]:
     ``KEY.json`` keeps its fields and gains ``uid`` if it has none, ``origin`` (``source``,
     ``shard``, ``key``, and how many faces are ``blurred`` if any) and ``scores``. Image and text are
     the bytes that there were, unless faces are blurred. A sample whose faces were to be blurred and
-    cannot be, since its image is unreadable, has no members at all.
+    cannot be, since its image is unreadable, has no members at all. A conversation's images are
+    ``KEY.0.jpg, KEY.1.jpg ...`` as they were; faces are those of pairs.
 
     Args:
         old: the sample.
         blur: whether to blur the faces that its JSON tells of.
 
     Raises:
-        ShardError: its JSON is broken, or has another uid than was kept.
+        ShardError: its JSON is broken, or has another uid than was kept, or it is a conversation
+            and has faces.
     """
     fields = _fields(old)
     picture = Blurred(old.image)
-    if blur:
+    if blur and old.pictures is not None and fields.get(FACES):
+        raise ShardError(
+            f"{old.row['key']} of {old.shard} is a conversation with {FACES}, and nothing tells "
+            "whose picture they are of; blur its pictures first, or set blur=false"
+        )
+    if blur and old.pictures is None:
         picture = blur_faces(old.image, fields.get(FACES))
         if picture.unreadable:
             return b"", picture
@@ -66,6 +76,13 @@ def renewed(old: Old, blur: bool) -> tuple[bytes, Blurred]:
         origin["blurred"] = picture.faces
     content = json.dumps(_told(fields, old.row, origin), ensure_ascii=False).encode()
     name = new_key(old.shard, old.row["key"])
+    if old.pictures is not None:
+        images = [
+            piece
+            for number, (ending, data) in enumerate(old.pictures)
+            for piece in _member(f"{name}.{number}.{ending}", data)
+        ]
+        return b"".join(images + _member(f"{name}.json", content)), picture
     pieces = _member(f"{name}.{old.row['ending'].rpartition('.')[2]}", picture.data)
     if old.text is not None:
         pieces += _member(f"{name}.txt", old.text)
@@ -115,9 +132,10 @@ def _told(
 ) -> dict[str, Any]:
     """Add to what ``KEY.json`` said: a uid if it had none, where it is from, its scores."""
     if not sample_uid(fields, ""):
-        named = f"{origin['shard']}/{origin['key']}"
+        names = {origin["shard"], name_in_uids(origin["shard"])}
         # Other sources have shards and keys of the same names.
-        own = f"{origin['source']}/{named}" if row["uid"] == named else row["uid"]
+        common = row["uid"] in {f"{name}/{origin['key']}" for name in names}
+        own = f"{origin['source']}/{row['uid']}" if common else row["uid"]
         fields = {**fields, "uid": own}
     scores = {
         name.removeprefix(SCORE): _plain(value)

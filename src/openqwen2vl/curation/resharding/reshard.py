@@ -11,19 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from openqwen2vl.curation.resharding.blur import METHOD
+from openqwen2vl.curation.resharding.columns import ScoreColumn, labelled, made_of
 from openqwen2vl.curation.resharding.deal import Hand, deal
 from openqwen2vl.curation.resharding.kept import KeptTable
-from openqwen2vl.curation.resharding.locate import (
-    LocateJob,
-    ScoreColumn,
-    labelled,
-    locate_shard,
-    made_of,
-)
+from openqwen2vl.curation.resharding.locate import LocateJob, locate_shard
 from openqwen2vl.curation.resharding.resharded import FORMAT_VERSION, ReshardManifest
 from openqwen2vl.curation.resharding.rewrite import NewShard, WriteJob, write_shard
-from openqwen2vl.curation.samples import shard_at
+from openqwen2vl.curation.samples import FACES
 from openqwen2vl.curation.scores import stamp
+from openqwen2vl.curation.shards import RawShard, shard_file, shards_at
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.formats.files import tell_full_disk
@@ -40,7 +36,7 @@ class ReshardRequest:
 
     Attributes:
         kept: the kept table of a source.
-        input: the folder of its raw shards.
+        input: the folder of its raw shards, or the listing that it is.
         out: the folder to fill.
         source: the name that the raw shards go by.
         name: the name of what is kept of them, as mixtures have it.
@@ -53,6 +49,7 @@ class ReshardRequest:
         funnel: what became of the other samples, by step and reason; it goes into the manifest,
             with what is left out here.
         overwrite: whether shards that ``out`` holds may go.
+        image_root: folder of the images that the input names by path.
 
     Raises:
         UserError: a number below 1, or shards that would be written among the raw ones.
@@ -70,6 +67,7 @@ class ReshardRequest:
     blur: bool = False
     funnel: Mapping[str, Any] = field(default_factory=dict)
     overwrite: bool = False
+    image_root: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples_per_shard", "window"):
@@ -112,9 +110,8 @@ def reshard(request: ReshardRequest, mapper: Mapper = map_inline) -> ReshardMani
         _check_space(request.out, jobs)
         there |= {shard.name: shard for shard in mapper(write_shard, jobs)}
     manifest = _manifest(request, [there[_name(n)] for n in range(len(dealt))], digest)
-    if left_out := manifest.blurred.get("unreadable"):
-        text = "%d samples of %s are left out: their images have faces and cannot be decoded"
-        _LOG.warning(text, left_out, request.name)
+    if request.blur:
+        _tell_blur(request.name, manifest.blurred)
     if manifest != known:
         manifest.save(request.out)
     shutil.rmtree(request.out / _WORK, ignore_errors=True)
@@ -123,6 +120,21 @@ def reshard(request: ReshardRequest, mapper: Mapper = map_inline) -> ReshardMani
 
 def _name(number: int) -> str:
     return f"{number:08d}.tar"
+
+
+def _tell_blur(name: str, blurred: Mapping[str, int]) -> None:
+    """Say what of faces one may have hoped to be blurred is not."""
+    if left_out := blurred.get("unreadable"):
+        text = "%d samples of %s are left out: their images have faces and cannot be decoded"
+        _LOG.warning(text, left_out, name)
+    if bad := blurred.get("bad_boxes"):
+        text = (
+            "%d boxes of faces of %s are none, and what they mean is not blurred; expected [left, "
+            "top, right, bottom], fractions of width and height"
+        )
+        _LOG.warning(text, bad, name)
+    if not any(blurred.values()):
+        _LOG.warning("nothing of %s is blurred: no kept sample has a box in %s", name, FACES)
 
 
 def _make(work: Path) -> None:
@@ -135,12 +147,14 @@ def _make(work: Path) -> None:
             ) from error
 
 
-def _raw_shards(request: ReshardRequest, table: KeptTable) -> list[Path]:
-    """Give the file of each raw shard that the kept table speaks of."""
+def _raw_shards(request: ReshardRequest, table: KeptTable) -> list[RawShard]:
+    """Give each raw shard that the kept table speaks of."""
     if not table.shards:
         _LOG.warning("nothing of %s is kept: %s has no rows", request.name, request.kept)
-    raws = [shard_at(request.input, shard.name) for shard in table.shards]
-    missing = [raw for raw in raws if not raw.is_file()]
+    names = [shard.name for shard in table.shards]
+    found = shards_at(request.input, names, request.image_root)
+    raws = [found[name] for name in names]
+    missing = [raw for raw in raws if not shard_file(raw).is_file()]
     if missing:
         raise ShardError(
             f"{missing[0]} is missing, and {len(missing) - 1} others that {request.kept} keeps "
@@ -158,13 +172,13 @@ def _check_scores(request: ReshardRequest, table: KeptTable) -> None:
             )
 
 
-def _digest(request: ReshardRequest, table: KeptTable, raws: Sequence[Path]) -> str:
+def _digest(request: ReshardRequest, table: KeptTable, raws: Sequence[RawShard]) -> str:
     paths = [column.path(shard.name) for column in request.scores for shard in table.shards]
     names = [text for column in request.scores for text in (column.name, column.label) if text]
     told = [
         [FORMAT_VERSION, request.source, request.name, request.seed, request.samples_per_shard],
         [request.window, request.blur and METHOD, names],
-        [table.hash, [(raw.name, *stamp(raw)) for raw in raws]],
+        [table.hash, [(shard_file(raw).name, *stamp(raw)) for raw in raws]],
         [path and made_of(path) for path in paths],
     ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
@@ -191,7 +205,7 @@ def _finished(request: ReshardRequest, digest: str) -> ReshardManifest | None:
 
 
 def _locate_jobs(
-    request: ReshardRequest, table: KeptTable, raws: Sequence[Path]
+    request: ReshardRequest, table: KeptTable, raws: Sequence[RawShard]
 ) -> list[LocateJob]:
     return [
         LocateJob(

@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow as pa
 
 from openqwen2vl.curation.resharding.blur import METHOD
+from openqwen2vl.curation.resharding.conversations import PICTURES
 from openqwen2vl.curation.resharding.deal import Hand
 from openqwen2vl.curation.resharding.locate import NOWHERE, Located
 from openqwen2vl.curation.resharding.renew import Old, renewed
+from openqwen2vl.curation.shards import shard_name
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.tar import END
@@ -142,7 +144,10 @@ class _Tars:
         if descriptor is None:
             if len(self._open) >= self._MOST_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
-            descriptor = self._open[path] = os.open(path, os.O_RDONLY)
+            try:
+                descriptor = self._open[path] = os.open(path, os.O_RDONLY)
+            except FileNotFoundError as error:
+                raise ShardError(f"{path} went away while its samples were copied") from error
         data = os.pread(descriptor, size, offset)
         if len(data) != size:
             raise ShardError(f"{path} was cut while its samples were copied; start again")
@@ -163,7 +168,7 @@ def _write(job: WriteJob) -> NewShard:
             counts["bad_boxes"] += picture.bad_boxes
             counts["unreadable"] += picture.unreadable
             if picture.unreadable:
-                left_out.append([located.raw.stem, row["key"], row["uid"]])
+                left_out.append([shard_name(located.raw), row["key"], row["uid"]])
         file.write(END)
         digest.update(END)
         for located in {file.raw: file for files in job.located for file in files}.values():
@@ -191,9 +196,17 @@ def _rows(job: WriteJob) -> Iterator[tuple[Located, dict[str, Any]]]:
 
 
 def _old(source: str, located: Located, row: Mapping[str, Any], tars: _Tars) -> Old:
+    shard = shard_name(located.raw)
+    if PICTURES in row:
+        content = tars.read(located.tar, row["json_at"], row["json_size"])
+        pictures = tuple(
+            (told["ending"], tars.read(Path(told["file"] or located.tar), told["at"], told["size"]))
+            for told in row[PICTURES]
+        )
+        return Old(source, shard, row, b"", None, content, pictures)
     image, text, content = (
         tars.read(located.tar, row[f"{kind}_at"], row[f"{kind}_size"])
         for kind in ("image", "text", "json")
     )
     has_text = row["text_at"] != NOWHERE
-    return Old(source, located.raw.stem, row, image, text if has_text else None, content)
+    return Old(source, shard, row, image, text if has_text else None, content)

@@ -1,24 +1,26 @@
-"""Pairs in a table, written as the tar that img2dataset would have made of them."""
+"""Samples in a table, written as the tar that img2dataset would have made of them."""
 
 import json
 from collections.abc import Container
 from pathlib import Path
 
+from openqwen2vl.curation.resharding.conversations import image_ending
 from openqwen2vl.curation.samples import Sample, read_samples
+from openqwen2vl.curation.shards import RawShard
 from openqwen2vl.formats.files import atomic_file
-from openqwen2vl.formats.raw import IMAGE_EXTENSIONS
 from openqwen2vl.formats.tar import BLOCK, END, header
 
 
-def unpack(table: Path, keys: Container[str], tar: Path) -> None:
+def unpack(table: RawShard, keys: Container[str], tar: Path) -> None:
     """Copy some samples of a table into a tar, atomically; about a row group is in memory.
 
     ``KEY.txt`` is the caption or the text of the page, ``KEY.json`` what the sample has of fields.
     Images keep their bytes; the ending is that of their format, ``jpg`` for one that has no ending
-    in raw shards: whoever decodes images looks at the bytes.
+    in raw shards: whoever decodes images looks at the bytes. A conversation is ``KEY.json`` and
+    its images ``KEY.0.jpg, KEY.1.jpg ...``.
 
     Args:
-        table: a parquet file with the images' bytes.
+        table: a parquet file with the images' bytes, or a shard of conversations that is one.
         keys: of the samples; one that the table lacks is not in the tar.
         tar: where to write.
 
@@ -36,9 +38,13 @@ def unpack(table: Path, keys: Container[str], tar: Path) -> None:
 
 
 def _files(sample: Sample) -> dict[str, bytes]:
-    ending = sample.image.extension
-    return {
-        ending if ending in IMAGE_EXTENSIONS else IMAGE_EXTENSIONS[0]: sample.read(),
-        "txt": sample.caption.encode(),
-        "json": json.dumps(sample.fields).encode(),
-    }
+    if not sample.is_conversation:
+        (image,) = sample.images
+        return {
+            image_ending(image): sample.read(),
+            "txt": sample.caption.encode(),
+            "json": json.dumps(sample.fields).encode(),
+        }
+    pictures = {f"{n}.{image_ending(i)}": sample.read_image(i) for n, i in enumerate(sample.images)}
+    # What JSON cannot hold, as an image's bytes in a message beside its mark, is left out.
+    return {**pictures, "json": json.dumps(sample.fields, default=lambda _: None).encode()}

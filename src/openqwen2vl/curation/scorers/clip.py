@@ -1,5 +1,6 @@
 """CLIP scores: how near an image and its caption lie for a contrastive model."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,12 +12,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from openqwen2vl.curation.batches import is_out_of_memory
 from openqwen2vl.curation.samples import Sample
 from openqwen2vl.curation.scorer import error_column, told
 from openqwen2vl.curation.scorers.clip_model import ClipModel, load_clip
-from openqwen2vl.curation.scorers.pictures import ahead, open_picture, usable_cores
-from openqwen2vl.curation.scorers.weights import placement, reachable
-from openqwen2vl.formats.errors import ImageError
+from openqwen2vl.curation.scorers.pictures import ahead, decoding_threads, open_picture
+from openqwen2vl.curation.scorers.weights import placement, reachable, same_sums
+from openqwen2vl.formats.errors import ImageError, UserError
+
+_LOG = logging.getLogger(__name__)
 
 BATCHES_A_CALL = 16
 """Batches of the model in one call: pictures of the next are decoded while it is at one."""
@@ -58,7 +62,7 @@ class ClipScorer:
             threads: that decode pictures; ``None`` is one for each usable core.
 
         Raises:
-            ConfigError: an unknown device or dtype.
+            ConfigError: an unknown device or dtype, no threads.
         """
         self.name = name
         self.batch_size = batch_size * BATCHES_A_CALL
@@ -67,7 +71,7 @@ class ClipScorer:
         self._model, self._pretrained = model, pretrained
         self._pairs = batch_size
         self._device, self._dtype = placement(device, dtype, half=torch.float16)
-        self._threads = threads or usable_cores()
+        self._threads = decoding_threads(threads)
         self._loaded: ClipModel | None = None
         self._placed = False
 
@@ -97,8 +101,10 @@ class ClipScorer:
     def score(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
         """Score samples; an image that cannot be decoded gives None and says why.
 
+        Where memory runs out, the model sees half as many pairs from then on.
+
         Raises:
-            UserError: as of ``load_clip``.
+            UserError: as of ``load_clip``, or the memory does not hold a single pair.
         """
         clip = self._clip()
         if not self._placed:
@@ -106,7 +112,7 @@ class ClipScorer:
             self._placed = True
         errors: list[str | None] = []
         found: list[Tensor] = []
-        with ThreadPoolExecutor(self._threads) as pool:
+        with ThreadPoolExecutor(self._threads) as pool, same_sums(self._device):
             prepared = ahead(partial(_prepared, clip), samples, pool, most=2 * self._pairs)
             remaining = iter(samples)
             while batch := list(islice(remaining, self._pairs)):
@@ -121,17 +127,40 @@ class ClipScorer:
     def _similarities(
         self, clip: ClipModel, batch: Sequence[Sample], results: Sequence[Tensor | str]
     ) -> list[Tensor]:
-        """Give the scores of the pictures that could be decoded, as at most one tensor."""
+        """Give the scores of the pictures that could be decoded, all in their order."""
         pairs = [
             (pixels, sample.caption)
             for pixels, sample in zip(results, batch, strict=True)
             if isinstance(pixels, Tensor)
         ]
-        if not pairs:
-            return []
-        pixels = torch.stack([pixels for pixels, _ in pairs]).to(self._device, self._dtype)
-        tokens = clip.tokenize([caption for _, caption in pairs]).to(self._device)
-        return [clip.similarity(pixels, tokens)]
+        found: list[Tensor] = []
+        while pairs:
+            most = self._pairs
+            scores = self._attempt(clip, pairs[:most])
+            if scores is not None:
+                found.append(scores)
+                pairs = pairs[most:]
+        return found
+
+    def _attempt(self, clip: ClipModel, pairs: Sequence[tuple[Tensor, str]]) -> Tensor | None:
+        """Score pairs at once; None when they were too many, and fewer are to be taken."""
+        try:
+            pixels = torch.stack([pixels for pixels, _ in pairs]).to(self._device, self._dtype)
+            tokens = clip.tokenize([caption for _, caption in pairs]).to(self._device)
+            return clip.similarity(pixels, tokens)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(pairs) == 1:
+                raise UserError(
+                    f"{self.name} ran out of memory on one pair: {told(error)}; take a smaller "
+                    "model or dtype, fewer workers, or a machine with more memory, and start again"
+                ) from error
+        # The error is gone here, and with it the frames that hold what filled the memory.
+        self._pairs = len(pairs) // 2
+        text = "%s ran out of memory on %d pairs at once; going on with %d"
+        _LOG.warning(text, self.name, len(pairs), self._pairs)
+        return None
 
     def _clip(self) -> ClipModel:
         if self._loaded is None:

@@ -2,10 +2,11 @@
 
 import hashlib
 import io
+import struct
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import imagehash
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 from PIL import Image
 
 from openqwen2vl.curation.samples import Sample
-from openqwen2vl.curation.scorer import told
+from openqwen2vl.curation.scorer import MORE, told
 from openqwen2vl.curation.scorers.jpeg import plain_jpeg_size
 from openqwen2vl.formats.errors import ImageError, UserError
 
@@ -53,6 +54,11 @@ class ImageScorer:
     ``THUMBNAIL`` pixels remain. The hash looks at 32 x 32, so that this costs it nothing or, of
     photographs one in four, two of its 64 bits, and it takes a third of the time.
 
+    Of a conversation it is the first picture that is measured. ``pictures`` says how many there
+    are, and ``more_sha256``, ``more_phash`` and ``more_blank_share`` hold what was found of the
+    others, end to end: 32, 8 and 4 bytes each, the numbers little-endian. Without pictures
+    ``pictures`` is 0 and all else null; where one cannot be decoded all is null.
+
     Attributes:
         name: folder of the scores.
         sha256: whether to hash the bytes.
@@ -61,7 +67,10 @@ class ImageScorer:
         max_pixels: a picture of more is refused from its header, as training does; the number is
             that of ``formats.images``, which would bring torch into every worker.
         batch_size: samples at a time.
+        conversations: whether samples are conversations.
     """
+
+    reads_conversations: ClassVar[bool] = True
 
     name: str = "image"
     sha256: bool = True
@@ -69,6 +78,7 @@ class ImageScorer:
     blank: bool = True
     max_pixels: int = 178_000_000
     batch_size: int = 256
+    conversations: bool = False
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:
@@ -85,16 +95,31 @@ class ImageScorer:
             columns["phash"] = pa.uint64()
         if self.blank:
             columns["blank_share"] = pa.float32()
-        return columns
+        return columns | self._of_conversations
+
+    @property
+    def _of_conversations(self) -> dict[str, pa.DataType]:
+        """Columns that only conversations have."""
+        if not self.conversations:
+            return {}
+        hashed = {"sha256": self.sha256, "phash": self.phash, "blank_share": self.blank}
+        more = [f"more_{name}" for name, wanted in hashed.items() if wanted]
+        return {"pictures": pa.int32(), **dict.fromkeys(more, pa.binary())}
+
+    def for_conversations(self) -> Self:
+        """Give the scorer that measures conversations as this one measures pairs."""
+        return replace(self, conversations=True)
 
     def fingerprint(self) -> dict[str, Any]:
         """Give the settings, and which perceptual hash it is."""
         hashed = {"phash": f"imagehash {imagehash.__version__}"} if self.phash else {}
+        more = {MORE: list(self._of_conversations)} if self.conversations else {}
         return {
             "method": METHOD,
-            "columns": list(self.columns),
+            "columns": [name for name in self.columns if name not in self._of_conversations],
             "max_pixels": self.max_pixels,
             **hashed,
+            **more,
         }
 
     def score(self, samples: Sequence[Sample]) -> dict[str, list[Any]]:
@@ -102,17 +127,27 @@ class ImageScorer:
 
         Raises:
             ShardError: the shard went away.
+            MemoryError: the machine has not enough for a picture.
         """
         error = f"{self.name}_error"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's of large and of odd pictures
-            rows = [self._row(sample.read(), error) for sample in samples]
+            rows = [self._sample(sample, error) for sample in samples]
         return {name: [row.get(name) for row in rows] for name in (*self.columns, error)}
+
+    def _sample(self, sample: Sample, error: str) -> dict[str, Any]:
+        if not self.conversations:
+            return self._row(sample.read(), error)
+        rows = [self._row(sample.read_image(image), error) for image in sample.images]
+        for number, row in enumerate(rows):
+            if error in row:
+                return {error: row[error] if len(rows) == 1 else f"image {number}: {row[error]}"}
+        return joined(rows)
 
     def _row(self, data: bytes, error: str) -> dict[str, Any]:
         try:
             return self._measured(data)
-        except UserError:
+        except (UserError, MemoryError):  # the shard's fault or the machine's, not the picture's
             raise
         except ImageError as fault:
             return {error: str(fault)}
@@ -150,6 +185,22 @@ class ImageScorer:
         if self.blank:
             row["blank_share"] = blank_share(small)
         return row
+
+
+def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Give the figures of a conversation.
+
+    Args:
+        rows: of each of its pictures, which all could be decoded.
+    """
+    first, others = dict(rows[0]) if rows else {}, rows[1:]
+    more = {
+        "more_sha256": [row.get("sha256", b"") for row in others],
+        "more_phash": [struct.pack("<Q", row.get("phash", 0)) for row in others],
+        "more_blank_share": [struct.pack("<f", row.get("blank_share", 0.0)) for row in others],
+    }
+    parts = {name: b"".join(values) for name, values in more.items()} if rows else {}
+    return {**first, "pictures": len(rows), **parts}
 
 
 def thumbnail(picture: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ from openqwen2vl.curation.scorers.captions import shorten
 from openqwen2vl.curation.scorers.continuations import Ends, replies
 from openqwen2vl.curation.scorers.judge import Question, Reply
 from openqwen2vl.curation.scorers.numbers import number_tokens
-from openqwen2vl.curation.scorers.weights import placement, reachable, weights_hash
+from openqwen2vl.curation.scorers.weights import placement, reachable, same_sums, weights_hash
 from openqwen2vl.formats.documents import IMAGE, Turn
 from openqwen2vl.formats.images import decode_image
 from openqwen2vl.formats.templates import Template, prompt_ids
@@ -118,7 +118,7 @@ class MllmJudge:
         special = special_tokens(judge.tokenizer)
         asked = number_tokens(partial(encode_text, judge.tokenizer)) if numbers else ()
         ends = Ends(eos_ids=[special.eos], pad_id=special.pad, max_new_tokens=max_new_tokens)
-        with _plain_attention(judge.model):
+        with _plain_attention(judge.model), same_sums(self._device):
             inputs = self._inputs(judge, questions)
             return replies(judge.model.llm, judge.tokenizer, inputs, ends, asked)
 

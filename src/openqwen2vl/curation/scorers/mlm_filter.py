@@ -12,7 +12,7 @@ from openqwen2vl.curation.scorer import error_column, told
 from openqwen2vl.curation.scorers.answers import read_score
 from openqwen2vl.curation.scorers.judge import Judge, Question, Reply
 from openqwen2vl.curation.scorers.numbers import expected_value
-from openqwen2vl.curation.scorers.pictures import usable_cores
+from openqwen2vl.curation.scorers.pictures import decoding_threads
 from openqwen2vl.curation.scorers.prompts import METRICS, prompts_hash, read_prompts
 from openqwen2vl.formats.errors import ConfigError, ImageError
 
@@ -74,7 +74,7 @@ class MlmFilterScorer:
         self._max_new_tokens = max_new_tokens
         self._expected = expected
         self._least = least_chance
-        self._threads = threads or usable_cores()
+        self._threads = decoding_threads(threads)
         names = [column for m in metrics for column in (m, f"{m}_expected")[: 1 + expected]]
         self.columns: Mapping[str, pa.DataType] = {column: pa.float32() for column in names}
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from openqwen2vl.formats.errors import ImageError
+from openqwen2vl.formats.errors import ConfigError, ImageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,13 +54,26 @@ def _decoded(data: bytes) -> Image.Image:
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
         return picture.convert("RGB")
+    except MemoryError:
+        raise  # the machine's fault, and another time there may be enough
     except Exception as error:  # PIL's decoders raise whatever they trip over
         raise ImageError(f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def usable_cores() -> int:
-    """Count the cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+def decoding_threads(asked: int | None) -> int:
+    """Give how many threads decode pictures.
+
+    Args:
+        asked: as a config says; None: one for each core that this process may run on.
+
+    Raises:
+        ConfigError: less than one.
+    """
+    if asked is None:
+        return len(os.sched_getaffinity(0))
+    if asked < 1:
+        raise ConfigError(f"threads is {asked}; expected at least 1, or null for one a core")
+    return asked
 
 
 def ahead(

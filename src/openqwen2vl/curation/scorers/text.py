@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ METHOD = 1
 
 @dataclass(frozen=True, kw_only=True)
 class TextScorer:
-    """Measures captions.
+    """Measures captions, and the text of whole conversations: a line for each turn.
 
     ``characters`` and ``words`` count a caption without white space around it; words are what
     stands between white space, so a Chinese sentence is one. ``unique_ratio`` is the share of
@@ -36,6 +36,7 @@ class TextScorer:
     name: str = "text"
     language: bool = True
     batch_size: int = 1024
+    reads_conversations: ClassVar[bool] = True
 
     @property
     def columns(self) -> Mapping[str, pa.DataType]:

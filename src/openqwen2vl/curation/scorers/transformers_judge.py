@@ -17,7 +17,7 @@ from openqwen2vl.curation.scorers.continuations import Ends, replies
 from openqwen2vl.curation.scorers.judge import Question, Reply
 from openqwen2vl.curation.scorers.numbers import number_tokens
 from openqwen2vl.curation.scorers.pictures import open_picture
-from openqwen2vl.curation.scorers.weights import placement, reachable, weights_hash
+from openqwen2vl.curation.scorers.weights import placement, reachable, same_sums, weights_hash
 from openqwen2vl.formats.errors import CheckpointError
 
 
@@ -104,7 +104,8 @@ class TransformersJudge:
         encode = partial(tokenizer.encode, add_special_tokens=False)
         asked = number_tokens(encode) if numbers else ()
         ends = Ends(eos_ids=loaded.eos_ids, pad_id=loaded.pad_id, max_new_tokens=max_new_tokens)
-        return replies(loaded.model, tokenizer, self._inputs(loaded, questions), ends, asked)
+        with same_sums(self._device):
+            return replies(loaded.model, tokenizer, self._inputs(loaded, questions), ends, asked)
 
     def _inputs(self, loaded: _Loaded, questions: Sequence[Question]) -> dict[str, Any]:
         processor = loaded.processor

@@ -1,7 +1,8 @@
 """What scorers with weights share: a name for the weights, and where and how finely to run them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -62,3 +63,23 @@ def reachable(device: torch.device) -> torch.device:
             "num_gpus where engine=ray hands them out"
         )
     return device
+
+
+@contextmanager
+def same_sums(device: torch.device) -> Iterator[None]:
+    """Let a model add up in one order, however many threads this process has been left.
+
+    On several threads a product of matrices is split in other places, and its last bits differ:
+    scores would depend on the number of workers, of which each keeps to one thread.
+
+    Args:
+        device: where the model runs; on a GPU there is nothing to do.
+    """
+    threads = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            torch.set_num_threads(threads)

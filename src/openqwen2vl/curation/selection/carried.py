@@ -16,6 +16,10 @@ CARRIED: Mapping[str, pa.DataType] = {
     "width": pa.int32(),
     "height": pa.int32(),
     "blank_share": pa.float32(),
+    "pictures": pa.int32(),
+    "more_sha256": pa.binary(),
+    "more_phash": pa.binary(),
+    "more_blank_share": pa.binary(),
 }
 """What later steps need, taken along from the scorers that know it."""
 

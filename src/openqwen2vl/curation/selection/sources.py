@@ -6,19 +6,25 @@ from pathlib import Path
 
 import polars as pl
 
-from openqwen2vl.curation.samples import shards_of
 from openqwen2vl.curation.scorers.prompts import METRICS
 from openqwen2vl.curation.selection.brought import ShardTables, UidTables, strip_metric
 from openqwen2vl.curation.selection.frames import TableError, schema_of
 from openqwen2vl.curation.selection.spines import RawShards, Spine, TableRows
 from openqwen2vl.curation.selection.tables import SourceTables
+from openqwen2vl.curation.shards import RawShard, is_listing, shard_file, shard_name, shards_of
 
 METADATA = "metadata"
 """What an expression calls tables whose own name is taken: DataComp delivers its shards and its
 metadata in two folders of one name, and `metadata.original_width` is then that of the metadata."""
 
 
-def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = ()) -> SourceTables:
+def open_source(
+    name: str,
+    folder: Path,
+    scores: Path,
+    tables: Sequence[Path] = (),
+    image_root: Path | None = None,
+) -> SourceTables:
     """Open a source; of each table only the first file's columns are looked at.
 
     A folder with ``.tar`` is raw shards, and so is one of parquet files with images in them, whose
@@ -30,20 +36,23 @@ def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = 
 
     Args:
         name: of the source.
-        folder: what the corpus was delivered in.
+        folder: what the corpus was delivered in, or a listing of conversations.
         scores: holds the scores of all sources; it need not exist.
         tables: more parquet files, or folders of them.
+        image_root: folder of the images that the input names by path.
 
     Raises:
+        ShardError: see ``shards_of``.
         TableError: the folder holds neither, or a table cannot be read or joined.
     """
-    if not folder.is_dir():
+    if not (folder.is_dir() or is_listing(folder)):
         raise TableError(f"no folder {folder}; check the path of source {name}")
-    shards = shards_of(folder)
-    beside = sorted(set(folder.glob("*.parquet")) - set(shards))
+    shards = shards_of(folder, image_root)
+    beside = sorted(set(folder.glob("*.parquet")) - {shard_file(shard) for shard in shards})
     if not shards and not beside:
         raise TableError(
             f"{folder} holds neither .tar nor .parquet; expected raw shards or tables of metadata"
+            f"{_listed_there(folder)}"
         )
     spine: Spine
     if shards:
@@ -51,7 +60,7 @@ def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = 
     else:
         rows, beside = _rows(beside)
         spine = TableRows(_word(folder.name), rows)
-    names = [path.stem for path in shards]
+    names = [shard_name(shard) for shard in shards]
     brought: dict[str, ShardTables | UidTables] = {}
     own = _own_columns(shards)
     if own is not None:
@@ -62,9 +71,16 @@ def open_source(name: str, folder: Path, scores: Path, tables: Sequence[Path] = 
     return SourceTables(name, spine, brought)
 
 
-def _own_columns(shards: Sequence[Path]) -> UidTables | None:
+def _listed_there(folder: Path) -> str:
+    """Say it when the folder holds what may be a listing, which is named itself."""
+    found = sorted(path.name for path in folder.glob("*") if is_listing(path))
+    return f"; if {found[0]} lists conversations, name that file as the input" if found else ""
+
+
+def _own_columns(shards: Sequence[RawShard]) -> UidTables | None:
     """Give the columns of shards that are tables themselves, of those that name uids."""
-    named = [path for path in shards if path.suffix == ".parquet" and _names_uids(path)]
+    files = [shard_file(shard) for shard in shards]
+    named = [path for path in files if path.suffix == ".parquet" and _names_uids(path)]
     return UidTables(named) if named else None
 
 

@@ -18,6 +18,7 @@ from openqwen2vl.curation.selection.frames import (
     read_parts,
     schema_of,
 )
+from openqwen2vl.curation.shards import RawShard, shard_name
 
 SHARDS = 64  # raw shards looked at together: about 640,000 samples, as img2dataset cuts them
 
@@ -39,12 +40,12 @@ class RawShards:
         rejects: how many samples could not be read, by reason, of the pieces yielded last.
     """
 
-    def __init__(self, source: str, shards: Sequence[Path], scores: Path) -> None:
+    def __init__(self, source: str, shards: Sequence[RawShard], scores: Path) -> None:
         """Look which scorers have seen the shards.
 
         Args:
             source: name of the corpus.
-            shards: tars, or tables with images, rising by name.
+            shards: of ``shards.shards_of``, rising by name.
             scores: holds the scores of all sources; it need not exist.
 
         Raises:
@@ -55,7 +56,7 @@ class RawShards:
         self.said: dict[str, str] = {}
         self.rejects: Counter[str] = Counter()
         self._lacking: dict[str, list[str]] = {}
-        names = [path.stem for path in shards]
+        names = [shard_name(shard) for shard in shards]
         for folder in sorted(path for path in (scores / source).glob("*") if path.is_dir()):
             files = {path.stem: path for path in list_scores(folder)}
             there = [name for name in names if name in files]
@@ -90,7 +91,7 @@ class RawShards:
             TableError: the scores of two shards were made with different settings.
             ScoreError: a file is no file of scores.
         """
-        first, *others = [path.stem for path in self._shards]
+        first, *others = [shard_name(shard) for shard in self._shards]
         paths = (score_path(self._folder, self._source, scorer, name) for name in (first, *others))
         found = read_facts(next(paths)).scorer
         for name, path in zip(others, paths, strict=True):
@@ -129,7 +130,7 @@ class RawShards:
             if not scorers:
                 yield self._walk(shards)
                 continue
-            names = [path.stem for path in shards]
+            names = [shard_name(shard) for shard in shards]
             first, *others = scorers
             identity = {"key": "key"} if bare else {"key": "key", "uid": "uid"}
             frame = self._read(first, names, {**identity, **wanted.get(first, {})})
@@ -140,7 +141,7 @@ class RawShards:
                 self.rejects.update(read_facts(path).rejects)
             yield frame
 
-    def _walk(self, shards: Sequence[Path]) -> pl.DataFrame:
+    def _walk(self, shards: Sequence[RawShard]) -> pl.DataFrame:
         rows = []
         for path in shards:
             for item in read_samples(path, self._source):

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from openqwen2vl.curation.scorer import NO_PAIR
 from openqwen2vl.curation.selection.expression import Expression
 from openqwen2vl.curation.selection.predicate import Predicate
 from openqwen2vl.curation.selection.ranks import Ranks
@@ -17,7 +18,7 @@ from openqwen2vl.curation.selection.uids import UidList
 REASONS = ("selection", "unscored", "unreadable")
 """Why a sample goes: a condition is false; none is false but one is unknown, as a score is null;
 the same, and a scorer says that it could not read the sample, or none is false and the picture
-cannot be decoded."""
+cannot be decoded. A conversation that a scorer of pairs was not shown is unscored."""
 
 # Whole numbers that are shown as words: a hundred million rows need not hold the words.
 _REASON = pl.Enum(REASONS)
@@ -143,6 +144,9 @@ class Verdicts:
     def _reasons(self, names: list[str]) -> list[pl.Expr]:
         errors = [pl.col(name) for name in self.question.errors]
         error = pl.coalesce(errors or [pl.lit(None, pl.String)])
+        # A real fault first; where there is none, a scorer may not have been shown the sample.
+        real: list[pl.Expr] = [pl.when(told != NO_PAIR).then(told) for told in errors]
+        fault = pl.coalesce(real or [pl.lit(None, pl.String)])
         false, unknown = (self._first(names, known) for known in (True, False))
         known = pl.col("stays").is_not_null()
         selection, unscored, unreadable = (pl.lit(word, _REASON) for word in REASONS)
@@ -152,8 +156,8 @@ class Verdicts:
             return [why.otherwise(unscored).alias("reason"), detail.alias("detail")]
         detail = pl.when(known).then(false.cast(pl.String))
         return [
-            why.when(error.is_not_null()).then(unreadable).otherwise(unscored).alias("reason"),
-            detail.otherwise(pl.coalesce(error, unknown.cast(pl.String))).alias("detail"),
+            why.when(fault.is_not_null()).then(unreadable).otherwise(unscored).alias("reason"),
+            detail.otherwise(pl.coalesce(fault, error, unknown.cast(pl.String))).alias("detail"),
         ]
 
     def _first(self, names: list[str], known: bool) -> pl.Expr:
