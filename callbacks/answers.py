@@ -2,14 +2,18 @@
 
 import json
 import logging
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.errors import UserError
+from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.tokens import load_tokenizer, special_tokens, tokenizer_hash
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.stream import packed_data
@@ -18,9 +22,13 @@ from .boundary import ends_step
 
 log = logging.getLogger(__name__)
 
+_SIDE = 144
+
 
 class SampleAnswers(pl.Callback):
     """Continues the first held-out documents greedily, at the current grid.
+
+    Small copies of their pictures are kept in ``samples/``.
 
     Args:
         tokenizer: folder or hub name, only to read the answers; None: no answers.
@@ -81,18 +89,34 @@ class SampleAnswers(pl.Callback):
         module.train()
         if not trainer.is_global_zero:
             return
-        lines = [
-            {
-                "step": trainer.global_step,
-                "uid": document["uid"],
-                "wanted": tokenizer.decode(document["answer"], skip_special_tokens=True).strip(),
-                "given": tokenizer.decode(answer, skip_special_tokens=True).strip(),
-            }
-            for document, answer in zip(documents, answers, strict=True)
-        ]
-        with (Path(trainer.default_root_dir) / "samples.jsonl").open("a") as file:
+        folder = Path(trainer.default_root_dir)
+        lines = []
+        for document, answer in zip(documents, answers, strict=True):
+            texts = {"question": document["prompt"], "wanted": document["answer"], "given": answer}
+            told = {"step": trainer.global_step, "uid": document["uid"]}
+            told["picture"] = _picture(folder, document)
+            lines.append(told | {name: _text(tokenizer, ids) for name, ids in texts.items()})
+        with (folder / "samples.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
         text = "\n\n".join(f"wanted: {x['wanted']}\n\ngiven: {x['given']}" for x in lines)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("answers", text, trainer.global_step)
+
+
+def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _picture(folder: Path, document: dict[str, Any]) -> str | None:
+    """Keep a small copy of a document's first picture; gives its name within the run's folder."""
+    if not len(document["images"]):
+        return None
+    # A uid may hold anything, and a name of a file may not.
+    name = f"samples/{sha256(str(document['uid']).encode()).hexdigest()[:16]}.jpg"
+    if not (folder / name).exists():
+        picture = Image.fromarray(document["images"][0].numpy())
+        picture.thumbnail((_SIDE, _SIDE))
+        with atomic_file(folder / name) as file:
+            picture.save(file, "JPEG", quality=80)
+    return name

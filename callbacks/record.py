@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import torch
 
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.training.csv_log import last_step
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.run_folder import RunFolder
 from openqwen2vl.training.stream import packed_data
@@ -30,15 +31,18 @@ class RunRecord(pl.Callback):
     ``max_gpu_hours``, the run ends at the first global batch that reaches them (of several GPUs the
     next one: see `AnyRank`), with a checkpoint.
 
-    A run that breaks off says ``failed``; one that is killed says ``running`` for ever.
+    A run that breaks off says ``failed``; one that is killed says ``running`` for ever. ``starts``
+    lists every start: the step that it went on from, how many steps it takes again because they
+    came after its checkpoint, its devices, and its hours by the clock.
 
     Args:
-        every_minutes: how often both files are brought up to date.
+        every_minutes: how often both files are brought up to date between checkpoints.
     """
 
     def __init__(self, every_minutes: float = 1.0) -> None:
         self.every_minutes = every_minutes
         self._before: dict[str, float] = {}
+        self._starts: list[dict[str, Any]] = []
         self._started = self._written = time.monotonic()
         self._spent = self._running = False
         self._any_rank = AnyRank()
@@ -53,9 +57,11 @@ class RunRecord(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Give the hours to the facts, which the module writes next."""
+        """Give the hours to the facts, which the module writes next, and bring both files along."""
         assert isinstance(pl_module, MLLMModule)
         pl_module.facts["cost"] = self._cost(trainer, pl_module)
+        if self._running:
+            self._write(trainer, pl_module, "running")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the hours of earlier starts.
@@ -64,7 +70,8 @@ class RunRecord(pl.Callback):
             ConfigError: they are as many as the run may take.
         """
         self._started = time.monotonic()
-        told = self._folder(trainer).read_json("run.json") if trainer.global_step else {}
+        folder, step = self._folder(trainer), trainer.global_step
+        told = folder.read_json("run.json") if step else {}
         hours = dict(told.get("hours_by_device", {}))
         # A folder knows of work that was lost with a kill; a checkpoint does not.
         if sum(hours.values()) > sum(self._before.values()):
@@ -76,6 +83,14 @@ class RunRecord(pl.Callback):
                 f"the run has taken {sum(self._before.values()):.4g} GPU-hours, "
                 f"trainer.max_gpu_hours is {_limit(trainer)}; give it more to go on"
             )
+        start = {
+            "step": step,
+            "again": max(0, last_step(folder.path / "metrics.csv") - step),
+            "device": _device(pl_module),
+            "devices": trainer.world_size,
+            "hours": 0.0,
+        }
+        self._starts = [*told.get("starts", []), start]
         self._write(trainer, pl_module, "running")
         self._running = True
 
@@ -147,6 +162,7 @@ class RunRecord(pl.Callback):
             return
         assert isinstance(module, MLLMModule)
         folder = self._folder(trainer)
+        self._starts[-1]["hours"] = (time.monotonic() - self._started) / 3600
         folder.write_json(
             "run.json",
             {
@@ -155,7 +171,9 @@ class RunRecord(pl.Callback):
                 "step": trainer.global_step,
                 "steps": trainer.max_steps,
                 **self._cost(trainer, module),
+                "starts": self._starts,
                 "versions": {name: version(name) for name in PACKAGES},
+                "pictures": module.facts.get("pictures"),
                 "loss": module.last_row.get("loss"),
             },
         )

@@ -1,6 +1,5 @@
 """The chat's page: in a real browser against a real server, and who may ask when without one."""
 
-import os
 import random
 import shutil
 import signal
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.browser import open_browser
 from support.evaluations import write_run
 from support.runs import Run, assert_one_message, environment, kill_tree
 from support.shards import picture
@@ -207,19 +207,8 @@ def server(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        names = ("chromium", "chromium-browser", "google-chrome")
-        own = playwright.chromium.executable_path
-        found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), own)
-        if not Path(found).exists():
-            # Where a browser was promised, as in CI, its absence is a failure.
-            assert "CHROMIUM" not in os.environ, f"CHROMIUM is {found}, which is not there"
-            pytest.skip("no Chromium: install one, or name it in the environment as CHROMIUM")
-        opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 def attach(page: Any, file: Path) -> None:

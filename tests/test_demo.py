@@ -24,6 +24,7 @@ def trained(tmp_path_factory) -> Path:
         rows = [f"{step},{5 - step / 20},{grid}" for step, grid in enumerate(grids)]
         (out / stage).mkdir()
         (out / stage / "metrics.csv").write_text("\n".join(["step,loss,grid", *rows, ""]))
+    (out / "pretrain" / "report.html").touch()
     picture = io.BytesIO()
     Image.new("RGB", (84, 84), "red").save(picture, "JPEG")
     for name, options in zip(
@@ -134,8 +135,12 @@ def test_losses_are_read_step_by_step(trained):
     assert losses(trained / "sft")[:2] == [(0, 5.0), (1, 4.95)]
 
 
-def test_the_page_marks_the_switch_of_resolution(html):
-    assert "9 to 36 tokens an image" in html
+def test_the_page_shows_the_switch_of_resolution_and_leads_to_the_runs_own_pages(html):
+    pretraining, fine_tuning = html.split("Fine-tuning</h2>")
+    assert [chart.count('<rect class="band"') for chart in (pretraining, fine_tuning)] == [1, 0]
+    assert "36 tokens an image" in pretraining
+    assert 'href="pretrain/report.html"' in pretraining
+    assert "sft/report.html" not in fine_tuning  # that one wrote none
 
 
 def test_the_page_shows_right_and_wrong_answers_as_they_come(html):

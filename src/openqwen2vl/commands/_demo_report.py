@@ -1,16 +1,17 @@
 """The demo's page: what was learnt, how, and on which pictures it was right and wrong."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from openqwen2vl.evaluation.choices import Judged, accuracy, by_topic, chance
 from openqwen2vl.formats.manifest import Manifest
-from openqwen2vl.pages.axes import Mark
-from openqwen2vl.pages.chart import Series, line_chart
 from openqwen2vl.pages.page import Page, Tile
+from openqwen2vl.pages.panel import STYLE
 from openqwen2vl.training.csv_log import read_rows
+from openqwen2vl.training.report.files import read_run
+from openqwen2vl.training.report.page import REPORT
+from openqwen2vl.training.report.panels import loss_chart
 
 Answers = Mapping[str, Mapping[str, Sequence[Judged]]]
 SETS = {
@@ -18,7 +19,6 @@ SETS = {
     "letters": "multiple choice, by letters",
     "yesno": "yes or no",
 }
-SMOOTHING = 20
 
 
 def scores(answers: Answers) -> list[list[str]]:
@@ -51,6 +51,7 @@ def build_page(
         f"{sum(summary['seconds'].values()):.0f} seconds in all. Scenes and handwriting drawn from "
         "a seed; packed, pre-trained with a switch of resolution, fine-tuned, and asked questions "
         "about pictures it never saw.",
+        STYLE,
     )
     page.section("Held-out questions")
     page.table(["questions", "n", "chance", *answers], scores(answers))
@@ -77,29 +78,13 @@ def build_page(
 
 
 def _curves(page: Page, out: Path) -> None:
-    _, rows = read_rows(out / "pretrain" / "metrics.csv")
-    grids = [(int(row["step"]), int(row["grid"])) for row in rows]
-    marks = [
-        Mark(step, f"{before**2} to {grid**2} tokens an image")
-        for (_, before), (step, grid) in pairwise(grids)
-        if grid != before
-    ]
     for stage, title in (("pretrain", "Pre-training"), ("sft", "Fine-tuning")):
-        page.section(title, "Mean cross-entropy of a target token, in nats.")
-        points = losses(out / stage)
-        series = [
-            Series("each step", points, faint=True),
-            Series(f"mean of {SMOOTHING}", _smooth(points)),
-        ]
-        page.svg(line_chart(series, "optimizer step", "loss", marks if stage == "pretrain" else ()))
-
-
-def _smooth(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    means = []
-    for index, (step, _) in enumerate(points):
-        window = [loss for _, loss in points[max(0, index - SMOOTHING + 1) : index + 1]]
-        means.append((step, sum(window) / len(window)))
-    return means
+        run = read_run(out / stage)
+        page.section(title)
+        page.svg(loss_chart(run))
+        if (run.path / REPORT).is_file():
+            place = f"{stage}/{REPORT}"
+            page.svg(f'<p>All of this run: <a href="{place}">{place}</a></p>')
 
 
 def _pack_row(name: str, manifest: Manifest) -> list[str]:

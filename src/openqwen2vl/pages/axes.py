@@ -22,11 +22,23 @@ class Mark:
 
 @dataclass(frozen=True)
 class Frame:
-    """A plot's width in pixels and the ticks whose first and last span its axes."""
+    """A plot's width in pixels and the ticks whose first and last span its axes.
+
+    Attributes:
+        width: of the drawing.
+        x_ticks: figures of the x axis.
+        y_ticks: figures of the y axis.
+        height: of the drawing.
+        top: margin above the plot.
+        bottom: margin below it.
+    """
 
     width: int
     x_ticks: Sequence[float]
     y_ticks: Sequence[float]
+    height: int = HEIGHT
+    top: int = TOP
+    bottom: int = BOTTOM
 
     def across(self, x: float) -> float:
         """Where a value of x lies, in pixels from the left."""
@@ -36,7 +48,7 @@ class Frame:
     def down(self, y: float) -> float:
         """Where a value of y lies, in pixels from the top."""
         share = (y - self.y_ticks[0]) / (self.y_ticks[-1] - self.y_ticks[0])
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
 
 def figure(

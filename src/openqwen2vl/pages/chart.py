@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from openqwen2vl.pages.axes import Frame, Mark, axes, colour, figure, legend, mark_lines
+from openqwen2vl.pages.axes import Frame, axes, colour, figure, legend
 
 
 @dataclass(frozen=True)
@@ -14,24 +14,19 @@ class Series:
     Attributes:
         name: what the legend calls it.
         points: x and y, in the order in which they are joined.
-        faint: whether it lies behind, for raw figures under their mean.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
-    faint: bool = False
 
 
-def line_chart(
-    series: Sequence[Series], x_label: str, y_label: str, marks: Sequence[Mark] = ()
-) -> str:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> str:
     """Draw lines over common axes, once for wide screens and once for phones.
 
     Args:
         series: at least one point between them; colours repeat after four.
         x_label: what x is, with its unit.
         y_label: what y is, with its unit.
-        marks: events along x.
 
     Returns:
         A ``<figure>`` with two ``<svg>`` elements.
@@ -48,8 +43,7 @@ def line_chart(
     names = [one.name for one in drawn]
 
     def content(frame: Frame) -> str:
-        lines = _lines(drawn, frame) + mark_lines(marks, frame)
-        return axes(frame, x_label, y_label) + lines + legend(names, frame)
+        return axes(frame, x_label, y_label) + _lines(drawn, frame) + legend(names, frame)
 
     return figure(x_range, y_range, f"{y_label} over {x_label}: {', '.join(names)}", content)
 
@@ -60,6 +54,6 @@ def _lines(series: Sequence[Series], frame: Frame) -> str:
         path = " ".join(f"{frame.across(x):.1f},{frame.down(y):.1f}" for x, y in one.points)
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{colour(number)}" '
-            f'stroke-width="1.8" stroke-linejoin="round" opacity="{0.35 if one.faint else 1}"/>'
+            f'stroke-width="1.8" stroke-linejoin="round"/>'
         )
     return "".join(parts)

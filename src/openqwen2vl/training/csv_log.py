@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from openqwen2vl.formats.files import atomic_file
 
 STEP = "step"
+_TAIL = 1 << 16
 
 
 class StepCSVLogger(Logger):
@@ -84,6 +85,18 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     reader = csv.DictReader(io.StringIO(whole))
     columns = list(reader.fieldnames or [])
     return columns, [row for row in reader if None not in row.values()]
+
+
+def last_step(path: Path) -> int:
+    """Give the step of a metrics.csv's last complete row; 0 when it has none."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        # Rows are far shorter, and their first cell is the step.
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        lines = file.read().split(b"\n")
+    told = lines[-2].partition(b",")[0] if len(lines) > 1 else b""
+    return int(told) if told.isdigit() else 0
 
 
 def _line(cells: list[str]) -> str:

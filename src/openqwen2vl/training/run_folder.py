@@ -47,6 +47,18 @@ class RunFolder:
             ) from error
         self._lock = lock
 
+    def written(self) -> bool:
+        """Tell whether a process writes to the folder: a run that says so may have been killed."""
+        path = self.path / ".lock"
+        if not path.is_file():
+            return False
+        with path.open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def checkpoint(self, resume: str | None) -> Path | None:
         """Find what to resume from.
 
