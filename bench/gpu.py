@@ -4,11 +4,14 @@
 
 Every row runs in a process of its own under a time cap, so that running out of memory or a hang
 costs one row. Random weights, JPEG-like pictures, captions of the paper's lengths; nothing is
-fetched, and Hydra is not needed. The first rows are this machine's own ceilings.
+fetched, and Hydra is not needed. The first line is this machine's own ceilings, the last table the
+study's goals. With accelerate installed the Trainer of transformers runs itself, else its loop
+written out.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,6 +23,8 @@ from typing import Any
 import corpora
 import figures
 import torch
+from gpu_goals import verdicts
+from gpu_step import CHOICES
 
 HERE = Path(__file__).resolve().parent
 # Dense bf16 peaks by the makers' data sheets, in TFLOP/s.
@@ -43,32 +48,37 @@ LADDER: dict[str, dict[str, Any]] = {
     "5 compiled": {"compile": True},
     "6 no unread block, fused AdamW": {"all_blocks": False, "fused": True},
 }
+BASELINES = {"padded rows": "padded", "transformers' Trainer": "trainer"}
 CAP_S = 75
 SAME_LOSS = 0.02  # relative, between ways that compute the same thing in bf16
 
 
 def main() -> None:
-    """Run all rows that the time allows, then print the table and the headline."""
+    """Run all rows that the time allows, then print the tables and the headline."""
     options = _options()
     started = time.monotonic()
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as root:
         packs = {grid: _packs(Path(root), options, grid) for grid in _grids(options)}
         ceilings = _ceilings(options.device)
-        for name, (grid, ways) in _plan(options).items():
+        for name, words in _plan(options, packs, Path(root)).items():
             if options.row and not any(part in name for part in options.row):
                 continue
             left = options.minutes * 60 - (time.monotonic() - started)
-            rows[name] = _row(packs[grid], ways, options, min(CAP_S, left))
+            rows[name] = _row(words, min(CAP_S, left))
             print(f"{name}: {rows[name].get('error') or _speed(rows[name])}", file=sys.stderr)
-    report = {
+    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+    report: dict[str, Any] = {
         "bench": "gpu",
         "machine": figures.machine(),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "device": device,
+        "peak_tflops": next((peak for key, peak in PEAKS.items() if key in device), None),
+        "seconds": time.monotonic() - started,
         "ceilings": ceilings,
         "rows": rows,
         "disagreeing": _disagreeing(rows),
     }
+    report["goals"] = verdicts(report)
     _print(report)
     figures.finish(report, _headline(report), options.json)
 
@@ -93,18 +103,36 @@ def _grids(options: argparse.Namespace) -> tuple[int, int]:
     return (3, 6) if options.model == "tiny" else (LOW, HIGH)
 
 
-def _plan(options: argparse.Namespace) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Give each row's grid and ways, the most wanted first."""
+def _plan(
+    options: argparse.Namespace, packs: dict[int, Path], root: Path
+) -> dict[str, list[str | Path]]:
+    """Give each row's command, the most wanted first."""
     low, high = _grids(options)
-    sizes = (2,) if options.quick else (8, 4, 12)
-    plan = {f"ours, {low**2} tokens, {b} packs": (low, {"packs": b}) for b in sizes}
-    plan[f"ours, {high**2} tokens"] = (high, {"packs": sizes[0]})
+    steps: list[str | Path] = ["--warm", "2", "--timed", "2"] if options.quick else []
+    place: list[str | Path] = ["--model", options.model, "--device", options.device]
+    at: list[str | Path] = ["--packs-at", packs[low]]
+
+    def step(grid: int, **ways: Any) -> list[str | Path]:
+        told = ["--packs-at", packs[grid], "--ways", json.dumps(ways)]
+        return ["gpu_step.py", *told, *place, *steps]
+
+    sizes, few = ((2,), 2) if options.quick else ((8, 4, 12), 4)
+    plan = {f"ours, {low**2} tokens, {b} packs": step(low, packs=b) for b in sizes}
+    plan[f"ours, {high**2} tokens"] = step(high, packs=sizes[0])
     ways = dict(OFFICIAL)
     for name, change in LADDER.items():
         ways |= change
-        plan[name] = (low, {**ways, "packs": 2 if options.quick else 4})
-    plan["ours, feed-forwards again"] = (low, {"packs": sizes[0], "checkpointing": "mlp"})
-    return plan
+        plan[name] = step(low, **ways, packs=few)
+    for name, way in BASELINES.items():
+        plan[name] = ["gpu_baselines.py", *at, "--way", way, "--packs", str(few), *place, *steps]
+    # Two packs: two models lie in memory at once.
+    fit = ["--steps", "4" if options.quick else "16", "--micro-batch", "2"]
+    fit += ["--workers", "0" if options.quick else "4"]
+    plan["Lightning's fit"] = [*["trainer.py", *at], *place, *fit, "--json", root / "fit.json"]
+    side = ["--side", "84", "--seconds", "0.5"] if options.model == "tiny" else []
+    plan["loader"] = ["gpu_loader.py", *at, *side]
+    plan["ours, feed-forwards again"] = step(low, packs=sizes[0], checkpointing="mlp")
+    return plan | {name: step(low, packs=sizes[0], **way) for name, way in CHOICES.items()}
 
 
 def _packs(root: Path, options: argparse.Namespace, grid: int) -> Path:
@@ -113,21 +141,25 @@ def _packs(root: Path, options: argparse.Namespace, grid: int) -> Path:
     return made.path
 
 
-def _row(
-    packs: Path, ways: dict[str, Any], options: argparse.Namespace, cap: float
-) -> dict[str, Any]:
+def _row(words: list[str | Path], cap: float) -> dict[str, Any]:
+    """Run one row's command; gives the JSON that it wrote or that is its last line."""
     if cap < 5:
         return {"error": "no time left"}
-    words = [sys.executable, HERE / "gpu_step.py", "--packs-at", packs, "--ways", json.dumps(ways)]
-    words += ["--model", options.model, "--device", options.device]
-    words += ["--warm", "2", "--timed", "2"] if options.quick else []
+    script, *rest = words
+    command = [sys.executable, HERE / script, *rest]
+    # On a CPU beside other work, threads that wait for each other spin.
+    env = {**os.environ, "OMP_NUM_THREADS": "1"} if "cpu" in words else None
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=cap, check=False)
+        done = subprocess.run(
+            command, env=env, capture_output=True, text=True, timeout=cap, check=False
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {cap:.0f} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["died"])[-1][:200]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    file = words[-1] if "--json" in words else None
+    told = done.stdout.splitlines()[-1] if file is None else Path(file).read_text()
+    return dict(json.loads(told))
 
 
 def _ceilings(device: str) -> dict[str, float]:
@@ -153,8 +185,9 @@ def _fastest(work: Callable[[], object], device: str) -> float:
 
 
 def _disagreeing(rows: dict[str, dict[str, Any]]) -> list[str]:
-    """Name the rungs whose first loss is not that of the isolated rung before them."""
-    exact = [name for name in list(LADDER)[2:] if "error" not in rows.get(name, {"error": 1})]
+    """Name the rungs and baselines whose first loss is not that of the first isolated rung."""
+    names = [*list(LADDER)[2:], *BASELINES]
+    exact = [name for name in names if "error" not in rows.get(name, {"error": 1})]
     return [
         name
         for name in exact
@@ -163,17 +196,22 @@ def _disagreeing(rows: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _speed(row: dict[str, Any]) -> str:
-    return f"{row['tokens_per_s']:,.0f} tokens/s"
+    if "keeps" in row:
+        return f"{row['keeps']:.3f} of a bare loop"
+    if "by_workers" in row:
+        rates = (f"{n}: {one['images_per_s']:,.0f}" for n, one in row["by_workers"].items())
+        return f"images/s by workers, {row['cores']} cores: {', '.join(rates)}"
+    by = f", {row['by']}" if "by" in row else ""
+    return f"{row['tokens_per_s']:,.0f} tokens/s{by}"
 
 
 def _print(report: dict[str, Any]) -> None:
-    peak = next((v for k, v in PEAKS.items() if k in report["device"]), None)
-    ceilings = report["ceilings"]
+    peak, ceilings = report["peak_tflops"], report["ceilings"]
     base = report["rows"].get("official step", {}).get("tokens_per_s")
-    table = []
+    table, others = [], []
     for name, row in report["rows"].items():
-        if "error" in row:
-            table.append((name, row["error"], *[""] * 7))
+        if "error" in row or "tokens_per_s" not in row:
+            others.append(f"{name}: {row.get('error') or _speed(row)}")
             continue
         tflops = row["strict_tflops"]
         table.append(
@@ -195,8 +233,13 @@ def _print(report: dict[str, Any]) -> None:
     )
     columns = ("", "tokens/s", "images/s", "ms (p10-p90)", "TFLOP/s", "MFU", "MFU PaLM")
     figures.table((*columns, "official", "GiB"), table)
+    print("\n".join(others))
     if report["disagreeing"]:
         print(f"WRONG: the loss differs in {', '.join(report['disagreeing'])}")
+    keys = ("goal", "of", "bound", "shown", "verdict")
+    figures.table(
+        ("goal", "", "bound", "found", ""), [[g[k] for k in keys] for g in report["goals"]]
+    )
 
 
 def _headline(report: dict[str, Any]) -> str:

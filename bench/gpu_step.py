@@ -6,7 +6,7 @@ python bench/gpu_step.py --packs-at DIR --model tiny --device cpu --ways '{"isol
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +15,28 @@ from typing import Any
 
 import torch
 from shapes import random_model
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from openqwen2vl.formats.manifest import PackSpec
 from openqwen2vl.formats.tokens import IGNORE_INDEX
 from openqwen2vl.model.compiled import programs
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.batch import collate, expand
-from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.packing.reader import Pack, PackFolder
 from openqwen2vl.training.flops import FlopSpec, Work, attention_pairs, palm_flops, strict_flops
-from openqwen2vl.training.loss import target_losses
+from openqwen2vl.training.loss import batch_losses, read_rows
+from openqwen2vl.training.loss_choices import choose_losses
 from openqwen2vl.training.optim import adamw, decayed_names
 
 Micro = dict[str, Any]
 STEPS = 4  # different ones, which a run goes round and round
+# What may replace a part of our step, to be measured beside it.
+CHOICES: dict[str, dict[str, str]] = {
+    "ours, flex attention": {"attention": "flex"},
+    "ours, torch's linear_cross_entropy": {"loss": "linear_cross_entropy"},
+    "ours, Liger's loss": {"loss": "liger"},
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class Ways:
         isolate: ``none`` (one causal document a pack), ``mask`` (transformers' own 4-D mask) or
             ``ours``.
         head: logits at ``all`` positions in float32, or at ``targets``.
+        attention: of ``ours``, as `MLLM` takes it.
+        loss: of ``targets``, as `choose_losses` takes it.
         checkpointing: as of `MLLM.set_checkpointing`.
         compile: whether layers and tower blocks are compiled.
         all_blocks: whether the tower also runs the block whose output nobody reads.
@@ -48,6 +58,8 @@ class Ways:
 
     isolate: str = "ours"
     head: str = "targets"
+    attention: str = "auto"
+    loss: str = "auto"
     checkpointing: str = "none"
     compile: bool = True
     all_blocks: bool = False
@@ -77,12 +89,19 @@ class Runner:
         self.ways, self.device = ways, torch.device(options.device)
         folder = PackFolder(options.packs_at)
         spec = folder.manifest.spec
-        self.model = random_model(options.model, spec.grid, spec.vocab_size).to(self.device)
+        # Made where it computes: a host takes half a minute to draw the 2B model's weights.
+        with self.device:
+            model = random_model(options.model, spec.grid, spec.vocab_size)
+        self.model = model.to(self.device)
         self.model.train()
         self.flops = FlopSpec.of(self.model)
         self.model.set_checkpointing(ways.checkpointing)
+        self.model.attention = ways.attention
         if ways.isolate != "ours":
             self.model.llm.set_attn_implementation("sdpa")
+        if ways.all_blocks:
+            # The tower holds no such block any more; running its last one twice costs the same.
+            self.model.vision.model.blocks[-1].register_forward_hook(_again)
         if ways.compile:
             self.model.compile("inductor" if self.device.type == "cuda" else "aot_eager")
         self.optimizer = adamw(
@@ -92,10 +111,9 @@ class Runner:
         self.batches, self.works = [], []
         for step in range(STEPS):
             chosen = numbers[step * ways.packs : (step + 1) * ways.packs]
-            isolate = ways.isolate != "none"
-            rows = [expand(folder.read(n), spec, self.model.vision.side, isolate) for n in chosen]
-            apart = [expand(folder.read(n), spec, self.model.vision.side) for n in chosen]
-            batch = dict(collate(rows, spec, folder.manifest.max_documents))
+            packs = [folder.read(n) for n in chosen]
+            apart = [expand(pack, spec, self.model.vision.side) for pack in packs]
+            batch = self.lay_out(packs, spec, folder.manifest.max_documents)
             self.batches.append(
                 {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             )
@@ -108,55 +126,73 @@ class Runner:
             images = batch["images"].shape[0]
             self.works.append(
                 Work(
-                    tokens=batch["tokens"],
+                    tokens=sum(row.tokens for row in apart),
                     pairs=attention_pairs(lengths),
-                    targets=int(batch["target_ids"].shape[0]),
+                    targets=sum(int((row.labels != IGNORE_INDEX).sum()) for row in apart),
                     images=images,
                     visual_tokens=images * spec.grid**2,
                 )
             )
         self.context = spec.context
 
+    def lay_out(self, packs: Sequence[Pack], spec: PackSpec, max_documents: int) -> Micro:
+        """Make a step's batch of some packs."""
+        isolate = self.ways.isolate != "none"
+        rows = [expand(pack, spec, self.model.vision.side, isolate) for pack in packs]
+        return dict(collate(rows, spec, max_documents))
+
     def step(self, number: int) -> Tensor:
         """Forward, backward, update; gives the loss without waiting for it."""
         batch = self.batches[number % STEPS]
         cuda = self.device.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
-            loss = self._loss()(self.model, batch)
+            loss = self.loss(batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()
 
-    def _loss(self) -> Callable[[MLLM, Micro], Tensor]:
-        ours = self.ways.isolate == "ours"
-        loss = _ours_at_targets if self.ways.head == "targets" else _ours_everywhere
-        chosen: Callable[[MLLM, Micro], Tensor] = loss if ours else _transformers
-        if not self.ways.all_blocks:
-            return chosen
-
-        def with_unread_block(model: MLLM, batch: Micro) -> Tensor:
-            # The tower holds no such block any more; running its last one again costs the same.
-            with torch.no_grad():
-                model.vision.model.blocks[-1](model.vision(batch["images"]).detach())
-            return chosen(model, batch)
-
-        return with_unread_block
+    def loss(self, batch: Micro) -> Tensor:
+        """Give the mean loss of a batch's targets, the way that was asked for."""
+        if self.ways.isolate != "ours":
+            return transformers_loss(self.model, batch)
+        if self.ways.head == "all":
+            return _ours_everywhere(self.model, batch)
+        losses = choose_losses(self.ways.loss, self.device.type)
+        return batch_losses(self.model, batch, losses).mean()
 
     def measure(self, warm: int, timed: int) -> dict[str, Any]:
         """Give speeds, memory and the loss after all steps."""
         first = float(self.step(0))
         for number in range(1, warm):
             self.step(number)
-        self._wait()
+        self.wait()
         made = programs()
         seconds, done = [], []
         for number in range(warm, warm + timed):
             start = time.perf_counter()
             last = self.step(number)
-            self._wait()
+            self.wait()
             seconds.append(time.perf_counter() - start)
             done.append(self.works[number % STEPS])
+        return self.figures(seconds, done, made, (first, float(last)))
+
+    def figures(
+        self,
+        seconds: Sequence[float],
+        done: Sequence[Work],
+        made: int,
+        losses: tuple[float, float],
+    ) -> dict[str, Any]:
+        """Give a row of some steps that were timed.
+
+        Args:
+            seconds: of each step.
+            done: in each step.
+            made: compiled programs there were before them.
+            losses: of the very first and of the last step.
+        """
+        timed = len(seconds)
         total = sum(seconds)
         cuda = self.device.type == "cuda"
         edges = quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [seconds[0]]
@@ -171,48 +207,39 @@ class Runner:
             "palm_tflops": dense / total / 1e12,
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
             "programs_in_mid_run": programs() - made,
-            "loss_first": first,
-            "loss_last": float(last),
+            "loss_first": losses[0],
+            "loss_last": losses[1],
         }
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Let the device finish what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def _ours_at_targets(model: MLLM, batch: Micro) -> Tensor:
-    rows = _rows(model, batch, batch["target_positions"])
-    return target_losses(rows, batch["target_ids"], model.head_weight).mean()
+def _again(block: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
+    block.forward(*inputs)
 
 
 def _ours_everywhere(model: MLLM, batch: Micro) -> Tensor:
-    rows = _rows(model, batch, None).flatten(0, 1)
-    logits = model.head(rows).float()
+    logits = model.head(read_rows(model, batch, None).flatten(0, 1)).float()
     return cross_entropy(logits, batch["labels"].flatten(), ignore_index=IGNORE_INDEX)
 
 
-def _rows(model: MLLM, batch: Micro, read: Tensor | None) -> Tensor:
-    rows: Tensor = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        images=batch["images"],
-        image_positions=batch["image_positions"],
-        cu_seqlens=batch["cu_seqlens"],
-        max_length=batch["max_length"],
-        grid=batch["grid"],
-        read_positions=read,
-    )
-    return rows
+def transformers_loss(model: MLLM, batch: Micro, mask: Tensor | None = None) -> Tensor:
+    """Give transformers' own forward pass and loss: logits at every position, in float32.
 
-
-def _transformers(model: MLLM, batch: Micro) -> Tensor:
-    """transformers' own forward pass and loss; its positions decide whether it isolates."""
+    Args:
+        model: whose attention is one of transformers'.
+        batch: without a mask its positions decide whether documents are isolated.
+        mask: (B, T) of rows that hold one document and pads.
+    """
     rows = model.image_rows(batch["images"])
     embeddings = model.embed(batch["input_ids"], rows, batch["image_positions"])
     loss: Tensor = model.llm(
         inputs_embeds=embeddings,
-        position_ids=batch["position_ids"],
-        attention_mask=None,
+        position_ids=None if mask is not None else batch["position_ids"],
+        attention_mask=mask,
         labels=batch["labels"],
         shift_labels=batch["labels"],
         use_cache=False,

@@ -14,7 +14,7 @@ from openqwen2vl.formats.tokens import IGNORE_INDEX
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.batch import Batch, Row, collate, expand
 from openqwen2vl.packing.reader import Pack
-from openqwen2vl.training.loss import target_losses
+from openqwen2vl.training.loss import batch_losses
 
 Micro = dict[str, Any]
 """What one forward pass takes; the tensors among them go to the device."""
@@ -60,17 +60,7 @@ def prepare(model: MLLM, variant: str) -> None:
 
 def _ours(model: MLLM, batch: Micro) -> Tensor:
     """As ``MLLMModule.losses``: hidden states of target rows, chunks of logits."""
-    rows = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        images=batch["images"],
-        image_positions=batch["image_positions"],
-        cu_seqlens=batch["cu_seqlens"],
-        max_length=batch["max_length"],
-        grid=batch["grid"],
-        read_positions=batch["target_positions"],
-    )
-    return target_losses(rows, batch["target_ids"], model.head_weight).sum()
+    return batch_losses(model, batch).sum()
 
 
 def _transformers(model: MLLM, batch: Micro) -> Tensor:

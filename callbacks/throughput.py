@@ -14,11 +14,14 @@ from openqwen2vl.training.module import MLLMModule
 
 from .boundary import ends_step
 
-# Dense bf16 peaks in TFLOP/s by the makers' data sheets; a name is found by its part.
+# Dense bf16 peaks in TFLOP/s by the makers' data sheets; the first that is part of a
+# device's name counts, so a longer name stands before its beginning.
 PEAKS = {
     "A100": 312.0,
     "H100 PCIe": 756.0,
+    "H100 NVL": 835.5,
     "H100": 989.4,
+    "H200 NVL": 835.5,
     "H200": 989.4,
     "L40S": 362.0,
     "RTX 4090": 165.2,

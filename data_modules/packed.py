@@ -5,9 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from openqwen2vl.formats.decoders import PictureDecoder
 from openqwen2vl.formats.errors import CheckpointError, ConfigError
+from openqwen2vl.packing.balance import spread
+from openqwen2vl.packing.batch import Decoder
 from openqwen2vl.packing.budget import Budget, GridPhase, extend_phases, fix_phases, total_steps
 from openqwen2vl.packing.mixture import (
     Mixture,
@@ -20,6 +25,7 @@ from openqwen2vl.packing.mixture import (
 from openqwen2vl.packing.order import Order, Phase
 from openqwen2vl.packing.preflight import require_sound
 from openqwen2vl.packing.reader import Packs
+from openqwen2vl.training.loading import auto_workers, check_loading, rank_cores
 
 from .prompts import prompts
 from .rows import PackedRows
@@ -51,10 +57,14 @@ class PackedDataModule(pl.LightningDataModule):
         documents_per_step: instead of ``global_batch``: documents per optimizer step, turned
             into packs by the mean that the manifests state, rounded to a multiple of 8.
         micro_batch: packs that one rank processes at a time.
-        num_workers: loader processes per rank.
+        num_workers: loader processes per rank; ``auto``: by need, see `auto_workers`.
         prefetch_factor: micro-batches that each worker reads ahead.
         isolate: documents of a pack do not see each other (False: the paper's own behaviour).
-        pin_memory: page-locked batches, for copies to a GPU that overlap with its work.
+        pin_memory: page-locked batches, for copies to a GPU that overlap with its work; ``auto``:
+            where the rank has one.
+        decoder: of JPEGs, one of ``decoders.DECODERS``.
+        draft: read JPEGs of twice the image side and more at a half, a quarter or an eighth of
+            their size: faster, other pixels.
         preflight: look at a sample of the packs first, and refuse those that would teach the
             wrong thing.
 
@@ -74,18 +84,16 @@ class PackedDataModule(pl.LightningDataModule):
         global_batch: int | None = None,
         documents_per_step: int | None = None,
         micro_batch: int = 1,
-        num_workers: int = 2,
+        num_workers: int | str = 2,
         prefetch_factor: int = 2,
         isolate: bool = True,
-        pin_memory: bool = False,
+        pin_memory: bool | str = False,
+        decoder: str = "auto",
+        draft: bool = False,
         preflight: bool = True,
     ) -> None:
         super().__init__()
-        if num_workers < 0 or prefetch_factor < 1 or micro_batch < 1:
-            raise ConfigError(
-                f"data.num_workers is {num_workers}, data.prefetch_factor {prefetch_factor} and "
-                f"data.micro_batch {micro_batch}; expected at least 0, 1 and 1"
-            )
+        check_loading(num_workers, prefetch_factor, micro_batch, pin_memory)
         sources = {name: SourceSpec(**source) for name, source in mixture["sources"].items()}
         spec = MixtureSpec(sources=sources, mode=mixture.get("mode", "proportional"))
         self.plan = [GridPhase(**phase) for phase in resolution["plan"]]
@@ -102,6 +110,9 @@ class PackedDataModule(pl.LightningDataModule):
         steps = total_steps(Budget(**budget), self.plan, supply, self.global_batch)
         self.order = self._order(fix_phases(self.plan, steps))
         self.start = 0
+        self._decoder, self.pictures = decoder, PictureDecoder.chosen(decoder, draft)
+        # A dry run needs no pixels and sets another.
+        self.decode: Decoder = self.pictures
 
     def open_source(self, name: str, source: SourceSpec) -> Sequence[Packs]:
         """Open the packs of one source, one for each grid that it has."""
@@ -150,6 +161,13 @@ class PackedDataModule(pl.LightningDataModule):
         """
         self.order = self._order(extend_phases(phases, self.order.steps))
 
+    def keep_pictures(self, facts: Mapping[str, Any] | None) -> None:
+        """Go on decoding as a resumed run began to; see `PictureDecoder.resumed`."""
+        kept = self.pictures.resumed(self._decoder, facts)
+        if self.decode == self.pictures:
+            self.decode = kept
+        self.pictures = kept
+
     def train_dataloader(self) -> Loader:
         """Give this rank's micro-batches, from where the checkpoint left off.
 
@@ -165,6 +183,17 @@ class PackedDataModule(pl.LightningDataModule):
         world = (trainer.global_rank, trainer.world_size)
         sampler = StepBatches(self.order, self.mixture, self.start, self.micro_batch, world)
         return self._loader(self.mixture, sampler)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch's tensors; all else stays where it is and is not looked into."""
+        if device.type == "cpu":
+            return batch
+        return {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in batch.items()
+        }
 
     def validation_loader(self, grid: int) -> Loader | None:
         """Give this rank's share of the held-out packs at a grid; None when nothing is held out."""
@@ -190,17 +219,25 @@ class PackedDataModule(pl.LightningDataModule):
             for number in range(len(folder)):
                 if len(found) >= count:
                     return found
-                found += prompts(folder, number, self.image_side or 0)[: count - len(found)]
+                here = prompts(folder, number, self.image_side or 0, self.pictures)
+                found += here[: count - len(found)]
         return found
 
-    def contents(self, step: int) -> dict[str, int]:
-        """Count tokens, images and documents of a global batch, by the index."""
-        totals = dict.fromkeys(("tokens", "images", "documents"), 0)
-        for key in self.order.packs(step):
-            folder = self.mixture.folders[key.grid][key.source]
-            for name in totals:
-                totals[name] += int(getattr(folder, name)[key.pack])
-        return totals
+    def contents(self, step: int) -> dict[str, float]:
+        """Count tokens, images and documents of a global batch, by the index.
+
+        ``images_spread`` is how unevenly the ranks' micro-batches share the images; see
+        `packing.balance.spread`.
+        """
+        keys = self.order.packs(step)
+        folders = [self.mixture.folders[key.grid][key.source] for key in keys]
+        pairs = list(zip(folders, keys, strict=True))
+        counts = {
+            name: [int(getattr(folder, name)[key.pack]) for folder, key in pairs]
+            for name in ("tokens", "images", "documents")
+        }
+        uneven = spread(counts["images"], self.micro_batch, self._trainer().world_size)
+        return {**{name: sum(column) for name, column in counts.items()}, "images_spread": uneven}
 
     def consumed(self, steps: int) -> dict[str, dict[str, float]]:
         """Count per source what the first ``steps`` global batches held, and in how many passes."""
@@ -209,15 +246,26 @@ class PackedDataModule(pl.LightningDataModule):
     def _loader(self, mixture: Mixture, sampler: Sampler[MicroBatch]) -> Loader:
         if self.image_side is None:
             raise RuntimeError("set image_side to the vision tower's before asking for loaders")
+        workers = self._processes()
         return DataLoader(
-            PackedRows(mixture, self.image_side, self.isolate),
+            PackedRows(mixture, self.image_side, self.isolate, self.decode),
             batch_sampler=sampler,  # type: ignore[arg-type]  # one MicroBatch, not a list of keys
-            num_workers=self.num_workers,
+            num_workers=workers,
             collate_fn=_as_is,
-            pin_memory=self.pin_memory,
-            prefetch_factor=self.prefetch_factor if self.num_workers else None,
+            pin_memory=self._on_gpu() if self.pin_memory == "auto" else bool(self.pin_memory),
+            prefetch_factor=self.prefetch_factor if workers else None,
             worker_init_fn=_quiet_worker,
         )
+
+    def _processes(self) -> int:
+        if self.num_workers != "auto":
+            return int(self.num_workers)
+        folders = [folder for column in self.mixture.folders.values() for folder in column]
+        cores = rank_cores(self._trainer().num_devices)
+        return auto_workers((folder.manifest for folder in folders), cores, self._on_gpu())
+
+    def _on_gpu(self) -> bool:
+        return torch.cuda.is_available() and self._trainer().strategy.root_device.type == "cuda"
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:

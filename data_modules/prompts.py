@@ -5,17 +5,18 @@ from typing import Any
 import torch
 
 from openqwen2vl.formats.errors import ImageError
-from openqwen2vl.formats.images import decode_image
+from openqwen2vl.packing.batch import Decoder
 from openqwen2vl.packing.reader import Packs
 
 
-def prompts(folder: Packs, number: int, side: int) -> list[dict[str, Any]]:
+def prompts(folder: Packs, number: int, side: int, decode: Decoder) -> list[dict[str, Any]]:
     """Turn the documents of a pack into prompts with their answers.
 
     Args:
         folder: held-out packs.
         number: of the pack.
         side: pixels to which images are resized.
+        decode: turns an image's bytes into pixels.
 
     Returns:
         For each document that asks for something and whose images can be read: uid, ``prompt``
@@ -34,7 +35,7 @@ def prompts(folder: Packs, number: int, side: int) -> list[dict[str, Any]]:
         prompt = pack.ids[start : spans[0][0]].tolist()
         try:
             pixels = [
-                torch.from_numpy(decode_image(data, side))
+                torch.from_numpy(decode(data, side))
                 for data in pack.images[images : images + prompt.count(spec.special.image)]
             ]
         except ImageError:

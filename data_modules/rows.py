@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from openqwen2vl.formats.images import decode_image
 from openqwen2vl.formats.tokens import IGNORE_INDEX
-from openqwen2vl.packing.batch import Row, collate, expand
+from openqwen2vl.packing.batch import Decoder, Row, collate, expand
 from openqwen2vl.packing.mixture import Mixture
 from openqwen2vl.packing.order import PackKey
 from openqwen2vl.training.flops import attention_pairs
@@ -19,10 +20,13 @@ from .sampling import MicroBatch
 class PackedRows(Dataset[dict[str, Any]]):
     """Map-style access to the packs of a mixture, one micro-batch a call."""
 
-    def __init__(self, mixture: Mixture, image_side: int, isolate: bool) -> None:
+    def __init__(
+        self, mixture: Mixture, image_side: int, isolate: bool, decode: Decoder = decode_image
+    ) -> None:
         self.mixture = mixture
         self.image_side = image_side
         self.isolate = isolate
+        self.decode = decode
         folders = [folder for column in mixture.folders.values() for folder in column]
         # The same for every batch, so that its index tensors always have the same shape.
         self.max_documents = max(folder.manifest.max_documents for folder in folders)
@@ -50,7 +54,8 @@ class PackedRows(Dataset[dict[str, Any]]):
 
     def _row(self, key: PackKey) -> Row:
         folder = self.mixture.folders[key.grid][key.source]
-        return expand(folder.read(key.pack), folder.manifest.spec, self.image_side, self.isolate)
+        pack, spec = folder.read(key.pack), folder.manifest.spec
+        return expand(pack, spec, self.image_side, self.isolate, self.decode)
 
 
 def _pairs(row: Row) -> int:

@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import gc
 import logging
 import os
 import sys
@@ -38,6 +39,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     without_gpu = [item for item in items if item.get_closest_marker("gpu") is None]
     config.hook.pytest_deselected(items=[item for item in items if item not in without_gpu])
     items[:] = without_gpu
+
+
+def pytest_collection_finish() -> None:
+    """Spare the imported libraries from every later garbage collection, which some code forces."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Let them go at the end, where some libraries count what is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

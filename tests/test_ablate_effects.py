@@ -210,7 +210,7 @@ def test_p_over_seeds_is_below_its_level_as_often_as_it_says() -> None:
 
 @pytest.mark.slow
 def test_equal_mixtures_whose_seeds_scatter_often_differ_as_models_and_seldom_as_mixtures() -> None:
-    draws = 60
+    draws = 30
     found = [seeded((0.5, 0.5), 0.08, 3, draw) for draw in range(draws)]
     # Three standard errors above the level.
     most = 0.05 + 3 * (0.05 * 0.95 / draws) ** 0.5

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openqwen2vl.packing.balance import balanced, place
+from openqwen2vl.packing.balance import balanced, place, spread
 
 
 def waiting(loads: list[int], groups: list[tuple[int, ...]], ranks: int) -> int:
@@ -64,3 +64,21 @@ def test_each_rank_takes_each_group_once() -> None:
 def test_a_size_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="6 packs cannot be cut into micro-batches of 4"):
         balanced([1] * 6, 4)
+
+
+@given(LOADS, st.sampled_from([1, 2, 4]))
+def test_the_spread_is_what_ranks_wait_over_a_fair_share(
+    case: tuple[int, list[int]], ranks: int
+) -> None:
+    size, loads = case
+    uneven = spread(loads, size, ranks)
+    fair = sum(loads) / ranks
+    assert uneven * fair == pytest.approx(waiting(loads, balanced(loads, size), ranks) or fair)
+    assert 1 <= uneven <= ranks + 1e-9
+    assert spread(loads, size, 1) == 1
+
+
+def test_the_spread_of_no_images_is_none() -> None:
+    assert spread([0] * 8, 2, 4) == 1
+    assert spread([6, 0], 1, 2) == 2
+    assert spread([6, 2, 2, 6], 1, 2) == 1

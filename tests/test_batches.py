@@ -153,5 +153,9 @@ def test_lack_of_memory_is_known_by_kind_and_by_words():
     assert is_out_of_memory(torch.OutOfMemoryError("whatever"))
     assert is_out_of_memory(MemoryError())
     assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**14)  # more than any machine's
+    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("out of memory"))

@@ -41,5 +41,6 @@ def test_fit_is_measured_beside_a_bare_loop(tmp_path: Path) -> None:
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "t.json").read_text())
-    assert set(figures["seconds"]) == {"bare loop", "fit"}
-    assert 0.2 < figures["ratio"]["median"] < 5
+    assert set(figures["ms_per_step"]) == {"bare loop", "fit"}
+    assert figures["pairs"] == 8
+    assert 0.2 < figures["quartiles"][0] <= figures["keeps"] <= figures["quartiles"][1] < 5

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,44 @@ def test_the_ladder_runs_and_its_rungs_compute_the_same_loss(tmp_path: Path) -> 
     assert first["2 isolated by transformers' mask"] == pytest.approx(
         first["3 isolated by varlen"], rel=1e-4
     )
+
+
+def test_baselines_train_on_the_same_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import corpora
+    from gpu_baselines import PACKED, Padded, TrainerLoop
+    from gpu_step import Runner, Ways
+
+    packs = corpora.photo_packs(tmp_path, 4, 256, 3, (96, 96)).path
+    options = Namespace(device="cpu", model="tiny", packs_at=packs)
+    ours = Runner(Ways(compile=False, packs=1), options)
+    loss = ours.loss(ours.batches[0]).item()
+    for way in (Padded, TrainerLoop):
+        theirs = way(Ways(**PACKED, packs=1), options)
+        assert theirs.works == ours.works
+        assert theirs.loss(theirs.batches[0]).item() == pytest.approx(loss, rel=1e-5)
+        found = theirs.measure(1, 1)
+        assert found["loss_first"] == pytest.approx(loss, rel=1e-5)
+        assert found["tokens_per_s"] > 0
+
+
+def test_the_unread_block_costs_one_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import corpora
+    from gpu_step import Runner, Ways
+    from torch.utils.flop_counter import FlopCounterMode
+
+    packs = corpora.photo_packs(tmp_path, 4, 256, 3, (96, 96)).path
+    options = Namespace(device="cpu", model="tiny", packs_at=packs)
+
+    def flops(all_blocks: bool) -> int:
+        runner = Runner(Ways(compile=False, packs=1, all_blocks=all_blocks), options)
+        with FlopCounterMode(display=False) as counter:
+            runner.model.vision(runner.batches[0]["images"])
+        blocks = len(runner.model.vision.model.blocks)
+        return counter.get_total_flops() * (blocks if all_blocks else blocks + 1)
+
+    # A block more than the tower has; the patches are embedded once.
+    assert flops(True) == pytest.approx(flops(False), rel=0.05)

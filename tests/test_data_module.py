@@ -84,6 +84,19 @@ def test_a_batch_says_what_it_is_part_of(corpora: PackedCorpora) -> None:
         assert contents["images"] == sum(len(b["images"]) for b in parts)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_spread_of_images_is_that_of_the_batches_served(
+    corpora: PackedCorpora, ranks: int
+) -> None:
+    made = [module(corpora, world=(rank, ranks), micro_batch=1) for rank in range(ranks)]
+    served = [list(one.train_dataloader()) for one in made]
+    for step in range(5):
+        images = [[len(b["images"]) for b in own if b["step"] == step] for own in served]
+        slowest = sum(max(turn) for turn in zip(*images, strict=True))
+        fair = sum(map(sum, images)) / ranks
+        assert {one.contents(step)["images_spread"] for one in made} == {slowest / fair}
+
+
 def test_a_resumed_module_goes_on_where_the_unbroken_one_was(corpora: PackedCorpora) -> None:
     unbroken = list(module(corpora).train_dataloader())
     state = module(corpora)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from support.batches import lay_out, random_document, random_images
 from support.trainer import FakeTrainer, tiny_module
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from openqwen2vl.callbacks import steps
@@ -21,6 +23,9 @@ from openqwen2vl.callbacks.throughput import Throughput
 from openqwen2vl.model import attention
 from openqwen2vl.model.attention_op import by_document_op
 
+needs_operator = pytest.mark.skipif(
+    not hasattr(torch.nn, "LinearCrossEntropyOptions"), reason="this torch has no such operator"
+)
 READS = {
     "_local_scalar_dense",
     "nonzero",
@@ -62,10 +67,21 @@ def batch() -> dict[str, Any]:
     }
 
 
-def run_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[str]:
+def kernel(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: object) -> Tensor:
+    """Stands where CUDA's flex kernel would: the mask is made, and is not read."""
+    assert mask.shape == (1, 1, 64, 64)
+    return (query + key.sum() + value.sum()).transpose(1, 2)
+
+
+def run_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, loss: str = "auto", attends: str = "auto"
+) -> list[str]:
     monkeypatch.setattr(attention, "by_document", by_document_op)
+    monkeypatch.setattr(attention, "flex", kernel)
+    monkeypatch.setattr(attention, "refuse_flex", lambda device, trains: None)
     monkeypatch.setattr(steps, "_runs_behind", lambda device: True)
     module = tiny_module()
+    module._loss, module.model.attention = loss, attends
     data = SimpleNamespace(global_batch=1, contents=lambda step: {})
     trainer = FakeTrainer(tmp_path, datamodule=data, accumulate_grad_batches=1)
     module._trainer = trainer
@@ -92,6 +108,20 @@ def run_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[str]:
 
 def test_a_step_reads_no_value_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     assert run_step(monkeypatch, tmp_path) == []
+
+
+@needs_operator
+def test_a_step_with_torchs_loss_reads_no_value_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """What the operator does inside is looked at in test_loss_choices."""
+    assert run_step(monkeypatch, tmp_path, loss="linear_cross_entropy") == []
+
+
+def test_a_step_with_flex_attention_reads_no_value_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    assert run_step(monkeypatch, tmp_path, attends="flex") == []
 
 
 def test_a_read_would_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

@@ -140,5 +140,19 @@ def test_sharding_divides_the_states_and_nothing_else() -> None:
     assert held(ranks=8, accumulates=True, whole_gradients=True).peak > eight.peak
 
 
+def test_offload_leaves_what_is_computed_with() -> None:
+    one, off = held(ranks=8), held(ranks=8, offloads=True)
+    assert off.host == 16 * PAPER.trainable // 8
+    assert (off.weights, off.optimizer) == (0, 0)
+    assert (off.activations, off.logits) == (one.activations, one.logits)
+    # Shards on their way from the host to be gathered.
+    fetched = off.gathered - one.gathered
+    assert 0 < fetched <= 4 * PAPER.trainable // 8
+    assert off.peak == one.peak - one.weights - one.optimizer + fetched
+    several = held(ranks=8, offloads=True, accumulates=True)
+    assert several.peak == off.peak
+    assert several.host == 20 * PAPER.trainable // 8
+
+
 def test_checkpointing_is_worth_it() -> None:
     assert held(checkpointing="full", ranks=8).peak < 0.7 * held(ranks=8).peak

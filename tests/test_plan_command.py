@@ -12,12 +12,14 @@ from support.runs import TINY_MODEL, Run, assert_one_message
 from openqwen2vl.callbacks.throughput import PEAKS
 from openqwen2vl.commands._assemble import build_model
 from openqwen2vl.commands._plan_model import meta_model
+from openqwen2vl.commands._plan_table import said
 from openqwen2vl.commands.plan import SCHEMA
 from openqwen2vl.config import check
 from openqwen2vl.training.activations import MemorySpec
 from openqwen2vl.training.flops import FlopSpec
 
 PAPER = ("plan", "stage=pretrain", "tokens=5e9", "images=29e6", "hardware=a100_40g", "json=true")
+GENEROUS = ("hardware.memory_gib=200", "devices=2")
 PROFILES = ["a100_40g", "a100_80g", "h100", "h200", "l40s", "rtx_4090", "cpu"]
 
 
@@ -103,18 +105,55 @@ def test_memory_that_will_not_do_is_refused_with_the_knobs_that_would(call: Run)
     assert figures["memory"]["peak"] > figures["memory"]["available"]
     assert "memory: a device needs" in err
     (line,) = [line for line in err.splitlines() if "memory:" in line]
-    ways = line.split("these would do: ")[1].split("; ")
+    ways = remedies(line)
     assert "checkpointing=full" in ways
     assert any(way.startswith("data.micro_batch=") for way in ways)
-    for way in ways:  # what is advised does do
-        assert call(*PAPER, "hardware=l40s", "data.micro_batch=4", *way.split())[0] == 0, way
+    for way, size in ways.items():  # what is advised does do, with the memory it says
+        told = planned(call(*PAPER, "hardware=l40s", "data.micro_batch=4", *way.split()))
+        assert said(told["memory"]["peak"]) == size, way
 
 
-def test_one_small_device_is_told_that_only_more_of_them_would_do(call: Run) -> None:
-    code, _, err = call(*PAPER, "hardware=rtx_4090", "devices=1", "checkpointing=full")
+def remedies(line: str) -> dict[str, str]:
+    """Give the changes that a refusal names, and what a device would hold."""
+    told = line.split("these would do: ")[1].rstrip(")").split("); ")
+    return {way: size for way, _, size in (one.partition(" (") for one in told)}
+
+
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [
+        (["devices=1", "checkpointing=full"], "strategy.cpu_offload=true"),
+        (["strategy=single"], "strategy=fsdp strategy.cpu_offload=true devices=1"),
+    ],
+)
+def test_a_small_device_is_told_to_offload(call: Run, words: list[str], way: str) -> None:
+    code, _, err = call(*PAPER, "hardware=rtx_4090", *words)
     assert code == 2
-    assert "devices=" in err
     assert "Traceback" not in err
+    size = remedies(err.splitlines()[-1])[way]
+    figures = planned(call(*PAPER, "hardware=rtx_4090", *words, *way.split()))
+    # Weights, gradients and two moments in fp32, and gradients of earlier micro-batches.
+    trained = sum(part["trainable"] for part in figures["parameters"].values())
+    assert figures["host"]["memory"] == 20 * trained
+    told = said(figures["memory"]["peak"]), said(figures["host"]["memory"])
+    assert size == f"{told[0]}, and {told[1]} of each host's memory"
+    assert figures["memory"]["weights"] == figures["memory"]["optimizer"] == 0
+
+
+def test_offload_shares_the_host_and_counts_what_it_moves(call: Run) -> None:
+    plain = planned(call(*PAPER, "devices=16"))
+    assert plain["host"] == {"memory": 0, "moved_a_step": 0}
+    # Two nodes of eight; one micro-batch a step.
+    words = ("devices=16", "strategy.cpu_offload=true", "data.global_batch=32")
+    figures = planned(call(*PAPER, *words, "data.micro_batch=2"))
+    trained = sum(part["trainable"] for part in figures["parameters"].values())
+    assert figures["host"]["memory"] == pytest.approx(16 * trained / 2)
+    layers = MemorySpec.of(meta_model(composed("stage=pretrain", name="plan"), 0))
+    moved = 4 * (2 * trained + layers.unit * layers.layers)
+    assert figures["host"]["moved_a_step"] == pytest.approx(moved / 16)
+    # Processes on a CPU have nothing to offload from.
+    on_cpu = planned(call(*PAPER, "hardware=cpu", "strategy.cpu_offload=true", *GENEROUS))
+    assert on_cpu["host"]["memory"] == 0
 
 
 def test_disk_that_will_not_do_is_refused(call: Run) -> None:

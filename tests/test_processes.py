@@ -71,4 +71,4 @@ def test_a_converted_checkpoint_is_no_run_to_resume(tmp_path: Path) -> None:
     facts = {"converted": {"source": "x.pt", "layout": "a prismatic .pt"}}
     torch.save({"state_dict": {}, "global_step": 0, "openqwen2vl": facts}, path)
     with pytest.raises(CheckpointError, match=r"was converted, not trained.*init_from="):
-        _fit._resumable(path, OmegaConf.create({}), None)  # type: ignore[arg-type]
+        _fit.resumable(path, OmegaConf.create({}), None)  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ _FREE_ASKED = ("batch_size", "batch_tokens", "data.num_workers", "trainer.device
 # Beside what repeats a key of the top level.
 _FREE_DATA = (
     *("mixture", "resolution", "budget", "seed", "isolate", "micro_batch"),
-    *("num_workers", "prefetch_factor", "pin_memory", "preflight"),
+    *("num_workers", "prefetch_factor", "pin_memory", "preflight", "decoder"),
 )
 
 

@@ -47,7 +47,7 @@ def run_processes(config: DictConfig, processes: int) -> dict[str, object]:
     data = _data(config)
     checkpoint = RunFolder(Path(config.run_dir)).checkpoint(config.resume)
     if checkpoint is not None:
-        _resumable(checkpoint, config, data)
+        resumable(checkpoint, config, data)
     hydra = HydraConfig.get()
     folders = [
         f"--config-dir={source.path}"
@@ -79,7 +79,7 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
         folder.lock()
     checkpoint = folder.checkpoint(config.resume)
     data = _data(config)
-    facts = None if checkpoint is None else _resumable(checkpoint, config, data)
+    facts = None if checkpoint is None else resumable(checkpoint, config, data)
     model = build_model(config, data.vocab_size)
     check_grids(data, model)
     data.image_side = model.vision.side
@@ -126,11 +126,12 @@ def _data(config: DictConfig) -> PackedData:
     return cast(PackedData, instantiate(config.data, _convert_="all"))
 
 
-def _resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[str, Any]:
+def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[str, Any]:
     """Check that the run is the same and keep the phases that it fixed at its start.
 
     Raises:
-        CheckpointError: another order, more steps than the schedule spans, or no run's at all.
+        CheckpointError: another order, other pixels, more steps than the schedule spans, or no
+            run's at all.
     """
     facts = read_facts(checkpoint)
     if "converted" in facts:
@@ -154,6 +155,7 @@ def _resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[s
             "or start a new run with init_from="
         )
     data.keep_phases([Phase(**phase) for phase in facts["phases"]])
+    data.keep_pictures(facts.get("pictures"))
     length = config.schedule.length
     if data.order.steps != facts["steps"] and length is None:
         raise CheckpointError(
@@ -183,6 +185,7 @@ def _module(
         "stage": config.stage,
         "init_from": None if config.init_from is None else str(config.init_from),
         "order": data.identity(),
+        "pictures": data.pictures.facts(),
         "licences": {name: one.licence for name, one in data.mixture.spec.sources.items()},
         "phases": [asdict(phase) for phase in data.order.phases],
         "steps": steps,
@@ -195,6 +198,7 @@ def _module(
         steps=steps,
         sources=data.mixture.names,
         clip=config.clip,
+        loss=config.loss,
         seed=config.seed,
         facts=written,
     )
@@ -270,6 +274,7 @@ def _announce(
         "global batch": f"{data.global_batch} packs (about {per_step:.0f} documents) = "
         f"{trainer.world_size} ranks x {data.micro_batch} x {trainer.accumulate_grad_batches}",
         "grid": ", then ".join(grids),
+        "pictures": str(data.pictures),
         **{name: f"{p.trainable:,} of {p.total:,} train" for name, p in parts.items()},
     }
     for key, value in rows.items():

@@ -29,14 +29,16 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
 
     A command module has `SCHEMA`, what its config may hold, and `run(config)`, which prints its
     table and returns its figures. Where people's words mean something else to Hydra, it also has
-    `reword(words)`, which gives them as Hydra takes them.
+    `reword(words)`, which gives them as Hydra takes them. A command that gives a verdict has
+    `exit_code(figures)`.
 
     Args:
         verb: name of a module in `openqwen2vl.commands`.
         overrides: Hydra's command line.
 
     Returns:
-        0, or 2 for a mistake of the user's, told in one message without a traceback.
+        0, or 2 for a mistake of the user's, told in one message without a traceback; or what the
+        command's `exit_code` says.
     """
     # Before PyTorch is loaded: threads that wait for each other by spinning take the processor
     # from loader workers and from neighbours, and a step on a busy CPU becomes 100 times slower.
@@ -47,6 +49,7 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.argv = ["openqwen2vl", *_flags_first(overrides)]
 
+    verdicts: list[int] = []
     mistakes = _null_groups(overrides)
     if mistakes:
         sys.stderr.write("\n".join(mistakes) + "\n")
@@ -61,6 +64,7 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
             # Caught here, since Hydra would print the whole command line before it.
             mistakes.append(str(_mistake(error)))
             return None
+        verdicts.append(getattr(command, "exit_code", _done)(figures))
         if config.json:
             sys.stdout.write(json.dumps(figures, default=float) + "\n")
             sys.stdout.flush()
@@ -77,7 +81,11 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
         sys.stderr.write(mistake.rstrip() + "\n")
     if mistakes:
         tell_mistake()
-    return USER_ERROR if mistakes else 0
+    return USER_ERROR if mistakes else max(verdicts, default=0)
+
+
+def _done(_: object) -> int:
+    return 0
 
 
 def _mistake(error: Exception) -> UserError:

@@ -16,7 +16,7 @@ from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
 from openqwen2vl.training.activations import MemorySpec
 from openqwen2vl.training.flops import FlopSpec, executed_flops
-from openqwen2vl.training.memory import Footprint
+from openqwen2vl.training.memory import Footprint, moved_bytes
 from openqwen2vl.training.planning import Disk, Hardware, device_hours, run_flops
 
 Hours = tuple[float, float, float]
@@ -73,7 +73,11 @@ def make_plan(config: DictConfig, data: Planned, model: MLLM, probed: Hours | No
         "gpu_hours_range": [hours[0], hours[2]],
         "wall_hours": hours[1] / devices,
         "wall_hours_range": [hours[0] / devices, hours[2] / devices],
-        "memory": {**asdict(held), "available": need.available},
+        "memory": {**_on_device(held), "available": need.available},
+        "host": {
+            "memory": _host(need, knobs, held),
+            "moved_a_step": moved_bytes(spec, knobs.setup(hardware), turns),
+        },
         "micro_batches": list(micro_batches(need, knobs)),
         "disk": asdict(disk),
     }
@@ -111,16 +115,33 @@ def _short_memory(need: Need, knobs: Knobs, held: Footprint) -> list[str]:
     if held.peak <= need.available:
         return []
     ways = need.remedies(knobs)
+    told = [f"{words} ({_size(need, changed)})" for words, changed in ways.items()]
     todo = (
-        f"these would do: {'; '.join(ways)}"
+        f"these would do: {'; '.join(told)}"
         if ways
-        else "no micro-batch, checkpointing or sharding of it would do: take devices with more "
-        "memory, more of them, or a smaller model"
+        else "no micro-batch, checkpointing, sharding or offload of it would do: take devices "
+        "with more memory, more of them, or a smaller model"
     )
     return [
         f"memory: a device needs {said(held.peak)}, {need.hardware.name} has "
         f"{said(need.available)} without its reserve; {todo}"
     ]
+
+
+def _on_device(held: Footprint) -> dict[str, int]:
+    return {name: size for name, size in asdict(held).items() if name != "host"}
+
+
+def _size(need: Need, knobs: Knobs) -> str:
+    held = need.footprint(knobs)
+    if not held.host:
+        return said(held.peak)
+    return f"{said(held.peak)}, and {said(_host(need, knobs, held))} of each host's memory"
+
+
+def _host(need: Need, knobs: Knobs, held: Footprint) -> int:
+    """Bytes in the memory of a node's host, which its devices share."""
+    return held.host * min(knobs.devices, need.hardware.devices)
 
 
 def _short_disk(config: DictConfig, data: Planned, disk: Disk) -> list[str]:

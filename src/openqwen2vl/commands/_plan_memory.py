@@ -1,8 +1,9 @@
 """Memory of a planned run on each device, and which knobs would make it fit."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, islice
 from math import ceil
 
 from omegaconf import DictConfig
@@ -12,6 +13,8 @@ from openqwen2vl.training.activations import MemorySpec, MicroBatch, Setup
 from openqwen2vl.training.memory import Footprint, footprint
 from openqwen2vl.training.planning import Hardware
 
+_MICRO_BATCH = re.compile(r"data\.micro_batch=\d+")
+_TOLD = 6  # remedies at most
 _GATHERS = {"FULL_SHARD": "units", "SHARD_GRAD_OP": "all", "NO_SHARD": "units"}
 
 
@@ -25,6 +28,7 @@ class Knobs:
         sync: of fsdp.
         replicate: of fsdp: copies of the model, or ``nodes``.
         param_dtype: of fsdp.
+        cpu_offload: of fsdp.
         precision: of the Trainer.
         checkpointing: ``none``, ``mlp`` or ``full``.
         micro_batch: packs.
@@ -37,6 +41,7 @@ class Knobs:
     sync: str
     replicate: int | str
     param_dtype: str
+    cpu_offload: bool
     precision: str
     checkpointing: str
     micro_batch: int
@@ -53,6 +58,7 @@ class Knobs:
             sync=strategy.get("sync", "step"),
             replicate=strategy.get("replicate", 1),
             param_dtype=strategy.get("param_dtype", "bf16"),
+            cpu_offload=strategy.get("cpu_offload", False),
             precision=config.precision,
             checkpointing=config.checkpointing,
             micro_batch=config.data.micro_batch,
@@ -65,14 +71,19 @@ class Knobs:
         sharded = self.strategy == "fsdp"
         copies = ceil(self.devices / hardware.devices) if self.replicate == "nodes" else 1
         copies = copies if self.replicate == "nodes" else int(self.replicate)
-        shares = sharded and self.sharding != "NO_SHARD"
+        ranks = max(1, self.devices // copies)
+        shares = sharded and self.sharding != "NO_SHARD" and ranks > 1
+        offloads = sharded and self.cpu_offload and hardware.kind == "gpu"
+        # Whole bf16 weights reduce each micro-batch; see `ShardedStrategy.block_backward_sync`.
+        whole = shares or (offloads and self.param_dtype == "fp32")
         return Setup(
             precision=self._arithmetic(hardware, sharded),
             checkpointing=self.checkpointing,
-            ranks=max(1, self.devices // copies) if shares else 1,
+            ranks=ranks if shares else 1,
             gathers=_GATHERS[self.sharding] if sharded else "nothing",
             accumulates=self.global_batch > self.micro_batch * self.devices,
-            whole_gradients=shares and self.devices > 1 and self.sync == "step",
+            whole_gradients=whole and self.sync == "step",
+            offloads=offloads,
             cuda=hardware.kind == "gpu",
         )
 
@@ -111,22 +122,24 @@ class Need:
         )
         return footprint(self.spec, micro, knobs.setup(self.hardware))
 
-    def fits(self, knobs: Knobs) -> bool:
-        """Tell whether that is there."""
-        return self.footprint(knobs).peak <= self.available
+    def remedies(self, knobs: Knobs) -> dict[str, Knobs]:
+        """Give the changes that make it fit, each by itself; two together where none does.
 
-    def remedies(self, knobs: Knobs) -> list[str]:
-        """Name the changes that make it fit, each by itself; two together where none does."""
-        known = dict(_changes(knobs))
+        Of several micro-batches that do, the largest is given.
+        """
+        known = dict(_changes(knobs, self.hardware.kind == "gpu"))
         for count in (1, 2, 3):
-            found = [
-                " ".join(words)
-                for words in combinations(known, count)
-                if self.fits(_changed(knobs, [known[word] for word in words]))
-            ]
+            found: dict[str, Knobs] = {}
+            keys: set[str] = set()
+            for words in combinations(known, count):
+                key = _MICRO_BATCH.sub("data.micro_batch", " ".join(words))
+                changed = _changed(knobs, [known[word] for word in words])
+                if key not in keys and self.footprint(changed).peak <= self.available:
+                    found[" ".join(words)] = changed
+                    keys.add(key)
             if found:
-                return found[:4]
-        return []
+                return dict(islice(found.items(), _TOLD))
+        return {}
 
 
 def micro_batches(need: Need, knobs: Knobs) -> Iterator[dict[str, object]]:
@@ -145,7 +158,7 @@ def micro_batches(need: Need, knobs: Knobs) -> Iterator[dict[str, object]]:
             }
 
 
-def _changes(knobs: Knobs) -> Iterator[tuple[str, dict[str, object]]]:
+def _changes(knobs: Knobs, gpu: bool) -> Iterator[tuple[str, dict[str, object]]]:
     if knobs.checkpointing == "none":
         yield "checkpointing=mlp", {"checkpointing": "mlp"}
     if knobs.checkpointing != "full":
@@ -163,6 +176,12 @@ def _changes(knobs: Knobs) -> Iterator[tuple[str, dict[str, object]]]:
             yield "strategy.sync=micro_batch", {"sync": "micro_batch"}
         if knobs.replicate != 1:
             yield "strategy.replicate=1", {"replicate": 1}
+    if gpu and knobs.strategy == "fsdp" and not knobs.cpu_offload:
+        yield "strategy.cpu_offload=true", {"cpu_offload": True}
+    if gpu and knobs.strategy == "single":
+        # Of the shipped defaults but for the offload; it would plan for a whole node.
+        words = "strategy=fsdp strategy.cpu_offload=true devices=1"
+        yield words, {"strategy": "fsdp", "cpu_offload": True}
     for times in (2, 4, 8):
         devices = knobs.devices * times
         if knobs.strategy == "fsdp" and knobs.global_batch % (devices * knobs.micro_batch) == 0:

@@ -46,6 +46,10 @@ def _rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, size in memory.items():
         if name not in ("peak", "available"):
             yield f"  {name.replace('_', ' ')}", said(size)
+    host = figures["host"]
+    if host["memory"]:
+        moved = f"{said(host['moved_a_step'])} a step to and from each device"
+        yield "memory of a host", f"{said(host['memory'])}; {moved}, which no hours count"
     each = said(disk["checkpoint"])
     yield "disk", f"raw {said(disk['raw'])}, packs {said(disk['packed'])}"
     yield "  checkpoints", f"{said(disk['checkpoints'])}, each {each}"

@@ -128,9 +128,8 @@ class TracedRun:
             if key not in known:
                 folder = self._folder(one.traced)
                 model.projector.grid = key.grid
-                known[key] = document_losses(
-                    model, folder.read(key.pack), folder.manifest.spec, self.isolate
-                )
+                pack, spec = folder.read(key.pack), folder.manifest.spec
+                known[key] = document_losses(model, pack, spec, self.isolate, self.data.pictures)
             one.loss = known[key][one.traced.place]
         return chosen
 

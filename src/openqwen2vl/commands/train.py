@@ -1,5 +1,6 @@
 """Train one stage (align, pretrain, sft), fresh or resumed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,12 +8,16 @@ import torch
 from omegaconf import DictConfig
 
 from openqwen2vl.commands._assemble import check_batches
+from openqwen2vl.commands._dry_run import dry_run, plan_replay
 from openqwen2vl.commands._fit import fit, run_processes
 from openqwen2vl.config import Schema
 from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.model.attention import refuse_flex
 from openqwen2vl.packing.budget import Budget, GridPhase, fix_phases
 from openqwen2vl.packing.mixture import MixtureSpec
+from openqwen2vl.training.dry_run import Replay
 from openqwen2vl.training.launch import launched, world_size
+from openqwen2vl.training.loss_choices import LOSSES, choose_losses
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
@@ -64,6 +69,16 @@ def _compiles(config: DictConfig) -> None:
         raise ConfigError(f"compile is {config.compile!r}; there are {', '.join(known)}")
 
 
+def _runs_here(config: DictConfig) -> None:
+    """What a CPU cannot do; what a GPU lacks is told when training begins."""
+    if config.loss not in LOSSES:
+        raise ConfigError(f"loss is {config.loss!r}; there are {', '.join(LOSSES)}")
+    if config.trainer.accelerator == "cpu":
+        choose_losses(config.loss, "cpu")
+        if config.attention.backend == "flex":
+            refuse_flex("cpu", trains=True)
+
+
 def _spreads(config: DictConfig) -> None:
     processes = ranks(config)
     if processes > 1 and config.strategy._target_.endswith(".single"):
@@ -74,6 +89,11 @@ def _spreads(config: DictConfig) -> None:
     check_batches(config, processes)
 
 
+def _replays(config: DictConfig) -> None:
+    if config.dry_run:
+        plan_replay(config)
+
+
 def _rules() -> list[Any]:
     return [
         lambda config: Budget(**config.budget),
@@ -82,6 +102,8 @@ def _rules() -> list[Any]:
         _clips,
         _rounds,
         _compiles,
+        _runs_here,
+        _replays,
     ]
 
 
@@ -98,6 +120,7 @@ KEYS = [
     "trainable",
     "checkpointing",
     "compile",
+    "loss",
     "tokenizer",
     "resolution",
     "data",
@@ -115,17 +138,20 @@ KEYS = [
     "resume",
     "init_from",
     "precision",
+    "dry_run",
+    "replay",
 ]
 
 SCHEMA = Schema(
     keys=frozenset(KEYS),
-    types={"seed": int, "clip": float, "json": bool},
+    types={"seed": int, "clip": float, "json": bool, "dry_run": bool},
     groups={
         "budget": Budget,
         "trainable": Trainable,
         "resolution": Resolution,
         "attention": Attention,
         "mixture": MixtureSpec,
+        "replay": Replay,
     },
     parts=[
         "vision",
@@ -148,11 +174,13 @@ def run(config: DictConfig) -> dict[str, object]:
     """Train; several processes on one machine are started here unless a launcher did.
 
     Returns:
-        The last step's figures and where the run lies.
+        The last step's figures and where the run lies; of a dry run what it compared.
 
     Raises:
         UserError: several nodes without a launcher that spans them, or a mistake found on the way.
     """
+    if config.dry_run:
+        return dry_run(config)
     processes = ranks(config)
     if config.trainer.num_nodes > 1 and not launched():
         raise ConfigError(
@@ -162,3 +190,8 @@ def run(config: DictConfig) -> dict[str, object]:
     if processes > 1 and not launched():
         return run_processes(config, processes)
     return fit(config, processes)
+
+
+def exit_code(figures: Mapping[str, object]) -> int:
+    """Give 1 for a dry run whose topologies serve other batches, else 0."""
+    return int(figures.get("equal") is False)

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model.attention_op import by_document, by_document_op
+from openqwen2vl.model.flex import document_mask, flex
 
 NAME = "openqwen2vl"
 """The name under which transformers knows the function; absent from its masks, so it makes none."""
 
-BACKENDS = ("auto", "varlen", "sdpa")
+BACKENDS = ("auto", "varlen", "flex", "sdpa")
 
 # torch 2.11 takes as many key-value heads as query heads and has no such argument; 2.13 asks for it.
 _KERNEL_GROUPS_HEADS = "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -34,22 +36,25 @@ def register() -> None:
 
 
 def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Which kernel runs: flash attention over flattened rows, or one call per document.
+    """Which kernel runs: flash attention over flattened rows, blocks of a mask, or documents.
 
     Args:
-        name: ``auto``, ``varlen`` or ``sdpa``.
+        name: ``auto``, ``varlen``, ``flex`` or ``sdpa`` (one call per document).
         device: of the queries.
         dtype: of the values.
 
     Returns:
-        ``varlen`` or ``sdpa``; ``auto`` takes ``varlen`` wherever it runs.
+        ``varlen``, ``flex`` or ``sdpa``; ``auto`` takes ``varlen`` wherever it runs, else ``sdpa``.
 
     Raises:
-        ConfigError: no such backend, or ``varlen`` where it cannot run.
+        ConfigError: no such backend, ``varlen`` where it cannot run, or ``flex`` on a CPU while
+            gradients are wanted.
     """
     if name not in BACKENDS:
         raise ConfigError(f'attention is "{name}"; choose one of {", ".join(BACKENDS)}')
-    if name == "sdpa":
+    if name == "flex":
+        refuse_flex(device.type, torch.is_grad_enabled())
+    if name in ("flex", "sdpa"):
         return name
     runs = (
         device.type == "cuda"
@@ -62,6 +67,51 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
             f"the queries are {dtype} on {device}; choose attention=auto or a bf16 precision"
         )
     return "varlen" if runs else "sdpa"
+
+
+def refuse_flex(device: str, trains: bool) -> None:
+    """Refuse what torch's flex attention cannot do: gradients on a CPU.
+
+    Args:
+        device: its type.
+        trains: whether a backward pass follows.
+
+    Raises:
+        ConfigError: it would.
+    """
+    if device == "cpu" and trains:
+        raise ConfigError(
+            "attention=flex cannot train on a CPU: torch's flex attention has no backward pass "
+            "there; choose attention=auto, or train on a GPU"
+        )
+
+
+def layer_arguments(
+    name: str, embeddings: Tensor, boundaries: Tensor, longest: int
+) -> dict[str, Any]:
+    """Give what each layer's `packed_attention` needs of a batch, made once for all layers.
+
+    Args:
+        name: as of `choose_backend`.
+        embeddings: (B, T, D), what enters the first layer.
+        boundaries: int32 (segments+1,) over the flattened B*T; trailing repeats are empty.
+        longest: at least the longest segment.
+
+    Returns:
+        Keywords for the language model.
+
+    Raises:
+        ConfigError: as of `choose_backend`.
+    """
+    backend = choose_backend(name, embeddings.device, compute_dtype(embeddings))
+    given: dict[str, Any] = {
+        "cu_seq_lens_q": boundaries,
+        "max_length_q": longest,
+        "attention_backend": backend,
+    }
+    if backend == "flex":
+        given["document_mask"] = document_mask(boundaries, *embeddings.shape[:2])
+    return given
 
 
 def compute_dtype(embeddings: Tensor) -> torch.dtype:
@@ -98,7 +148,8 @@ def packed_attention(
         dropout: must be 0.
         **batch: what the caller gave the model for its layers: ``cu_seq_lens_q`` int32 (segments+1,)
             over the flattened B*T, ``max_length_q`` int, ``attention_backend`` as `choose_backend`
-            gave it (``auto``: chosen here); and the layer's own settings.
+            gave it (``auto``: chosen here), ``document_mask`` for ``flex`` (none: made here); and
+            the layer's own settings.
 
     Returns:
         float (B, T, H, E), and no weights.
@@ -120,6 +171,11 @@ def packed_attention(
         backend = choose_backend("auto", query.device, value.dtype)
     if backend == "varlen":
         return _varlen(query, key, value, boundaries, longest, scaling), None
+    if backend == "flex":
+        mask = batch.get("document_mask")
+        if not isinstance(mask, BlockMask):
+            mask = document_mask(boundaries, query.shape[0], query.shape[2])
+        return flex(query, key, value, mask, scaling), None
     # Uncompiled, autograd keeps what the loop's own backward needs, which is faster.
     run = by_document_op if torch.compiler.is_compiling() else by_document
     return run(query, key, value, boundaries, scaling), None

@@ -40,7 +40,7 @@ class MLLM(nn.Module):
         vision: the tower.
         projector: its ``grid`` decides the visual tokens of an image.
         llm: a transformers causal language model.
-        attention: ``auto``, ``varlen`` or ``sdpa``; see ``attention.choose_backend``.
+        attention: ``auto``, ``varlen``, ``flex`` or ``sdpa``; see ``attention.choose_backend``.
     """
 
     vision: VisionTower
@@ -153,8 +153,7 @@ class MLLM(nn.Module):
         read_positions: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of embedded packs; arguments and result as of ``forward``."""
-        dtype = packed.compute_dtype(embeddings)
-        backend = packed.choose_backend(self.attention, embeddings.device, dtype)
+        given = packed.layer_arguments(self.attention, embeddings, cu_seqlens, max_length)
         if read_positions is not None:
             leave_open(read_positions)
         # use_cache, whatever the config: with a cache, transformers takes a pack for one document.
@@ -162,9 +161,7 @@ class MLLM(nn.Module):
             inputs_embeds=embeddings,
             position_ids=position_ids,
             use_cache=False,
-            cu_seq_lens_q=cu_seqlens,
-            max_length_q=max_length,
-            attention_backend=backend,
+            **given,
             **{KEYWORD: read_positions},
         ).last_hidden_state
         if read_positions is None:

@@ -48,3 +48,27 @@ def place(turn: int, rank: int, ranks: int) -> int:
     otherwise always get the heaviest.
     """
     return turn * ranks + (rank if turn % 2 == 0 else ranks - 1 - rank)
+
+
+def spread(loads: Sequence[int], size: int, ranks: int) -> float:
+    """Say how unevenly a global batch's images lie on the ranks.
+
+    In each turn all ranks wait for the one with the most images. These waits, added up over the
+    turns, are set against a fair share of all images.
+
+    Args:
+        loads: images of each pack of a global batch, in its order.
+        size: packs in a micro-batch.
+        ranks: that work at the same time.
+
+    Returns:
+        1 where ranks have equally many in each turn, and where there are no images; 1.1 where the
+        slowest ones encode a tenth more than a fair share.
+    """
+    if not (whole := sum(loads)):
+        return 1.0
+    totals = [sum(loads[pack] for pack in group) for group in balanced(loads, size)]
+    waits = 0
+    for turn in range(len(totals) // ranks):
+        waits += max(totals[place(turn, rank, ranks)] for rank in range(ranks))
+    return waits * ranks / whole

@@ -12,14 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from openqwen2vl.formats.decoders import PictureDecoder
 from openqwen2vl.formats.errors import ImageError, PackError
-from openqwen2vl.formats.images import decode_image
 from openqwen2vl.formats.manifest import PackSpec
 from openqwen2vl.formats.tokens import IGNORE_INDEX
 from openqwen2vl.packing.reader import Pack
 
 Decoder = Callable[[bytes, int], NDArray[np.uint8]]
 """Turns an image's bytes and a side S into uint8 (S, S, 3)."""
+
+PLAIN = PictureDecoder()
+"""Pillow, in full."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Row:
         position_ids: int64 (T,).
         document_ids: int32 (T,), -1 on pads.
         bounds: int64 (segments,), where each segment of attention ends; the last is T.
-        images: K arrays uint8 (S, S, 3); ``collate`` copies them once, into the batch.
+        images: uint8 (K, S, S, 3).
         image_side: S.
         grid: visual tokens along an image's side.
         tokens: how many positions are not pads.
@@ -45,7 +48,7 @@ class Row:
     position_ids: NDArray[np.int64]
     document_ids: NDArray[np.int32]
     bounds: NDArray[np.int64]
-    images: list[NDArray[np.uint8]]
+    images: NDArray[np.uint8]
     image_side: int
     grid: int
     tokens: int
@@ -82,7 +85,7 @@ def expand(
     spec: PackSpec,
     image_side: int,
     isolate: bool = True,
-    decode: Decoder = decode_image,
+    decode: Decoder = PLAIN,
 ) -> Row:
     """Expand a pack's image marks and decode its images.
 
@@ -95,7 +98,7 @@ def expand(
         image_side: S.
         isolate: whether documents are kept apart: positions restart and each is a segment. False
             is the paper's own behaviour, one segment with positions that run on.
-        decode: replaces the decoder, to measure the rest.
+        decode: turns the images' bytes into pixels.
 
     Raises:
         PackError: the pack does not fit ``spec``: too many tokens, or marks that are not as many
@@ -143,15 +146,19 @@ def expand(
 
 def _decode(
     images: Sequence[bytes], side: int, decode: Decoder
-) -> tuple[list[NDArray[np.uint8]], list[tuple[int, str]]]:
+) -> tuple[NDArray[np.uint8], list[tuple[int, str]]]:
     """Decode images; those that fail are zeros and are listed with the reason."""
-    pixels: list[NDArray[np.uint8]] = []
+    # NumPy asks for huge pages, torch does not: writing fresh memory is several times cheaper.
+    pixels = np.empty((len(images), side, side, 3), np.uint8)
     failures: list[tuple[int, str]] = []
     for number, data in enumerate(images):
         try:
-            pixels.append(decode(data, side))
+            if isinstance(decode, PictureDecoder):
+                decode(data, side, out=pixels[number])
+            else:
+                pixels[number] = decode(data, side)
         except ImageError as error:
-            pixels.append(np.zeros((side, side, 3), np.uint8))
+            pixels[number] = 0
             failures.append((number, str(error)))
     return pixels, failures
 
@@ -210,7 +217,10 @@ def collate(rows: Sequence[Row], spec: PackSpec, max_documents: int) -> Batch:
         labels=torch.from_numpy(labels),
         position_ids=torch.from_numpy(np.stack([row.position_ids for row in rows])),
         document_ids=torch.from_numpy(np.stack([row.document_ids for row in rows])),
-        images=_joined(rows),
+        # One row's are already together.
+        images=torch.from_numpy(
+            rows[0].images if size == 1 else np.concatenate([row.images for row in rows])
+        ),
         image_positions=torch.from_numpy(
             np.flatnonzero(input_ids.reshape(-1) == spec.special.image)
         ),
@@ -238,14 +248,3 @@ def _check(row: Row, image_side: int, spec: PackSpec, max_documents: int) -> Non
             f"a pack holds {len(row.documents)} documents, max_documents is {max_documents}; "
             "take the largest of the manifests"
         )
-
-
-def _joined(rows: Sequence[Row]) -> Tensor:
-    """Copy the rows' images into one tensor uint8 (K, S, S, 3)."""
-    side = rows[0].image_side
-    images = [image for row in rows for image in row.images]
-    # NumPy asks for huge pages, torch does not: writing fresh memory is several times cheaper.
-    joined = np.empty((len(images), side, side, 3), np.uint8)
-    for number, image in enumerate(images):
-        joined[number] = image
-    return torch.from_numpy(joined)

@@ -144,6 +144,7 @@ class Setup:
         accumulates: whether gradients of an earlier micro-batch are there in forward.
         whole_gradients: whether those are whole on every rank until the step (FSDP's
             ``sync=step``), in the dtype of the gathered weights.
+        offloads: whether weights and optimizer state lie on the host.
         cuda: attention is one kernel and a frozen tower is bf16; else one call a document, fp32.
     """
 
@@ -153,6 +154,7 @@ class Setup:
     gathers: str = "nothing"
     accumulates: bool = False
     whole_gradients: bool = False
+    offloads: bool = False
     cuda: bool = False
 
     @property

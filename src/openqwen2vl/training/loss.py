@@ -3,11 +3,17 @@
 Shapes: N targets, D width, V vocabulary.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from openqwen2vl.model.mllm import MLLM
+
+Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Called as `target_losses` is, with rows, ids and the head; gives each target's loss."""
 
 
 def target_losses(
@@ -33,6 +39,22 @@ def target_losses(
     Raises:
         ValueError: as many rows as targets are needed.
     """
+    rows, weight = operands(hidden_rows, target_ids, head_weight)
+    losses: Tensor = _ChunkedCrossEntropy.apply(rows, target_ids, weight, chunk)
+    return losses
+
+
+def operands(hidden_rows: Tensor, target_ids: Tensor, head_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Give rows and weight in the dtype of their product: autocast's where it is on.
+
+    Args:
+        hidden_rows: as of `target_losses`, as are the others.
+        target_ids: one for each row.
+        head_weight: its dtype is the product's without autocast.
+
+    Raises:
+        ValueError: as many rows as targets are needed.
+    """
     if hidden_rows.shape[0] != target_ids.shape[0]:
         raise ValueError(
             f"{hidden_rows.shape[0]} hidden rows meet {target_ids.shape[0]} targets; "
@@ -41,10 +63,54 @@ def target_losses(
     device = hidden_rows.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else head_weight.dtype
-    losses: Tensor = _ChunkedCrossEntropy.apply(
-        hidden_rows.to(dtype), target_ids, head_weight.to(dtype), chunk
+    return hidden_rows.to(dtype), head_weight.to(dtype)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Give the dtype of losses: float32 for anything narrower; float64 stays, for tests."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def batch_losses(model: MLLM, batch: Mapping[str, Any], losses: Losses = target_losses) -> Tensor:
+    """Cross-entropy of each target of a batch.
+
+    Args:
+        model: at the batch's grid.
+        batch: of ``packing.batch.collate``, on the model's device.
+        losses: what turns target rows into losses.
+
+    Returns:
+        float32 (N,), in the order of ``target_positions``.
+
+    Raises:
+        ValueError: as of ``MLLM.forward``.
+    """
+    rows = read_rows(model, batch, batch["target_positions"])
+    return losses(rows, batch["target_ids"], model.head_weight)
+
+
+def read_rows(model: MLLM, batch: Mapping[str, Any], read_positions: Tensor | None) -> Tensor:
+    """Call the model, whatever wraps it, with what a batch holds.
+
+    Args:
+        model: at the batch's grid.
+        batch: of ``packing.batch.collate``, on the model's device.
+        read_positions: as of ``MLLM.forward``.
+
+    Returns:
+        As of ``MLLM.forward``: (N, D) of the positions, or (B, T, D).
+    """
+    rows: Tensor = model(
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        images=batch["images"],
+        image_positions=batch["image_positions"],
+        cu_seqlens=batch["cu_seqlens"],
+        max_length=batch["max_length"],
+        grid=batch["grid"],
+        read_positions=read_positions,
     )
-    return losses
+    return rows
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -52,7 +118,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, targets: Tensor, weight: Tensor, chunk: int) -> Tensor:
-        losses = rows.new_empty(rows.shape[0], dtype=_wide(rows.dtype))
+        losses = rows.new_empty(rows.shape[0], dtype=wide(rows.dtype))
         normalisers = torch.empty_like(losses)
         for here in _chunks(rows.shape[0], chunk):
             logits = (rows[here] @ weight.T).to(losses.dtype)
@@ -83,8 +149,3 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 def _chunks(count: int, chunk: int) -> list[slice]:
     return [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Float32 for anything narrower; float64 stays, for tests that ask for it."""
-    return torch.promote_types(dtype, torch.float32)

@@ -29,17 +29,18 @@ def loss_bytes(spec: MemorySpec, micro: MicroBatch, setup: Setup) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes on one device.
+    """Bytes on one device, and on its host where weights are offloaded.
 
     Attributes:
-        weights: masters, divided over ranks.
-        gradients: likewise.
-        optimizer: AdamW's two moments, likewise.
+        weights: masters, divided over ranks; none where they are offloaded.
+        gradients: likewise divided; offloaded ones are on the device until backward is over.
+        optimizer: AdamW's two moments, as the weights.
         frozen_tower: a frozen vision tower, whole on every device.
         gathered: weights that a sharded strategy collects, and their gradients before the division.
         activations: what autograd keeps of a micro-batch.
         logits: what the loss works with.
         peak: the most of them at one time.
+        host: offloaded weights, gradients and moments of this device's rank.
     """
 
     weights: int
@@ -50,6 +51,7 @@ class Footprint:
     activations: int
     logits: int
     peak: int
+    host: int
 
 
 def footprint(spec: MemorySpec, micro: MicroBatch, setup: Setup) -> Footprint:
@@ -62,14 +64,20 @@ def footprint(spec: MemorySpec, micro: MicroBatch, setup: Setup) -> Footprint:
     states = spec.trainable + spec.standing
     weights, gradients = 4 * states // setup.ranks, 4 * spec.trainable // setup.ranks
     optimizer = 8 * spec.trainable // setup.ranks
+    # Gradients that meet in each micro-batch are added up on the host.
+    held = gradients if setup.accumulates and not setup.whole_gradients else 0
+    host = weights + gradients + optimizer + held if setup.offloads else 0
+    if setup.offloads:
+        weights = optimizer = 0
     tower = 0 if spec.tower_trains else spec.tower_weights * (2 if setup.cuda else 4)
     gathered, reduced = _gathered(spec, setup)
     whole = setup.wide * spec.trainable if setup.accumulates and setup.whole_gradients else 0
     saved = saved_activations(spec, micro, setup)
     activations, logits = sum(saved.values()), loss_bytes(spec, micro, setup)
     lasting = weights + optimizer + tower + gathered + whole
-    lasting += gradients if setup.accumulates else 0
-    new = 0 if setup.accumulates else gradients
+    stay = setup.accumulates and not setup.offloads
+    lasting += gradients if stay else 0
+    new = 0 if stay else gradients
     # Autocast keeps its copies of what is checkpointed, too, until forward is over.
     again = {"none": 0, "mlp": feed_weights(spec), "full": spec.linear}[setup.checkpointing]
     copies = 2 * again if setup.precision == "mixed" else 0
@@ -88,6 +96,7 @@ def footprint(spec: MemorySpec, micro: MicroBatch, setup: Setup) -> Footprint:
         activations=activations,
         logits=logits,
         peak=max(at_loss, at_layer, at_end),
+        host=host,
     )
 
 
@@ -117,4 +126,27 @@ def _gathered(spec: MemorySpec, setup: Setup) -> tuple[int, int]:
     root = states - spec.unit * spec.layers
     # One unit computes, the next is on its way; the root stays.
     held = states if setup.gathers == "all" else root + 2 * spec.unit
-    return setup.wide * held, (setup.wide + 4) * max(root, spec.unit)
+    largest = max(root, spec.unit)
+    # A shard comes from the host as it lies there, before it is narrowed and gathered.
+    fetched = 4 * largest // setup.ranks if setup.offloads else 0
+    return setup.wide * held + fetched, (setup.wide + 4) * largest
+
+
+def moved_bytes(spec: MemorySpec, setup: Setup, turns: int) -> int:
+    """Bytes that one device and its host send each other in an optimizer step.
+
+    Args:
+        spec: of the model.
+        setup: of the rank.
+        turns: micro-batches in the step.
+
+    Returns:
+        fp32 shards of all weights for forward and, but for the root's, again for backward;
+        gradients back, once or in each micro-batch. 0 where nothing is offloaded.
+    """
+    if not setup.offloads:
+        return 0
+    states = spec.trainable + spec.standing
+    again = 0 if setup.gathers == "all" else spec.unit * spec.layers
+    returns = 1 if setup.whole_gradients else turns
+    return 4 * (turns * (states + again) + returns * spec.trainable) // setup.ranks

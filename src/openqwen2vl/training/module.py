@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.order import mix_seed
-from openqwen2vl.training.loss import target_losses
+from openqwen2vl.training.loss import batch_losses
+from openqwen2vl.training.loss_choices import choose_losses
 from openqwen2vl.training.metrics import SourceLoss
 from openqwen2vl.training.optim import decayed_names, skip_update
 from openqwen2vl.training.schedule import Schedule
@@ -31,6 +32,7 @@ class MLLMModule(pl.LightningModule):
         steps: optimizer steps of the run; the curve's length unless the schedule says its own.
         sources: names of the mixture's sources, for the log.
         clip: largest norm of the global gradient; larger ones are scaled down.
+        loss: which implementation works out the losses; as of `loss_choices.choose_losses`.
         seed: of whatever randomness a step has (dropout): a function of the place in the stream.
         facts: plain values that a checkpoint carries, for resuming and for rebuilding the model.
 
@@ -46,6 +48,7 @@ class MLLMModule(pl.LightningModule):
         steps: int,
         sources: Sequence[str],
         clip: float = 1.0,
+        loss: str = "auto",
         seed: int = 7,
         facts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -67,7 +70,7 @@ class MLLMModule(pl.LightningModule):
         self.row: dict[str, float | Tensor] = {}
         self.last_row: dict[str, float] = {}
         self._optim, self._schedule, self._steps = optim, schedule, steps
-        self._clip, self._seed = clip, seed
+        self._clip, self._loss, self._seed = clip, loss, seed
         self._decayed = decayed_names(self)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
@@ -78,7 +81,7 @@ class MLLMModule(pl.LightningModule):
         undone here.
         """
         # Nothing random to save: a resumed run draws what the unbroken one would have drawn.
-        torch.manual_seed(mix_seed(self._seed, batch["step"], batch["slot"]))
+        _seed(mix_seed(self._seed, batch["step"], batch["slot"]), self.device)
         losses = self.losses(batch)
         self.source_loss.update(losses, batch["sources"][batch["target_rows"]])
         scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -100,17 +103,8 @@ class MLLMModule(pl.LightningModule):
 
     def losses(self, batch: dict[str, Any]) -> Tensor:
         """Give the cross-entropy of each target: float32 (N,)."""
-        rows = self.model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            images=batch["images"],
-            image_positions=batch["image_positions"],
-            cu_seqlens=batch["cu_seqlens"],
-            max_length=batch["max_length"],
-            grid=batch["grid"],
-            read_positions=batch["target_positions"],
-        )
-        return target_losses(rows, batch["target_ids"], self.model.head_weight)
+        losses = choose_losses(self._loss, batch["input_ids"].device.type)
+        return batch_losses(self.model, batch, losses)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and the per-step schedule."""
@@ -122,8 +116,20 @@ class MLLMModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Step, and let the gradients go: Lightning would keep them through the next forward."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
     def on_fit_start(self) -> None:
-        """Put the metrics where the losses are: FSDP moves parameters only, and narrows sums."""
+        """Put the metrics where the losses are: FSDP moves parameters only, and narrows sums.
+
+        Raises:
+            ConfigError: this machine lacks what the chosen loss takes.
+        """
+        choose_losses(self._loss, self.device.type)
         for metric in (self.source_loss, self.validation_loss):
             metric.to(self.device)
             metric.set_dtype(torch.float64)
@@ -142,7 +148,8 @@ class MLLMModule(pl.LightningModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, FSDPStrategy) and strategy.model is not None:
             sharded = cast(FullyShardedDataParallel, strategy.model)
-            self.grad_norm = sharded.clip_grad_norm_(self._clip)
+            # Of offloaded gradients it comes back on the host.
+            self.grad_norm = sharded.clip_grad_norm_(self._clip).to(self.device)
         else:
             trainable = [p for p in self.parameters() if p.requires_grad]
             self.grad_norm = nn.utils.clip_grad_norm_(trainable, self._clip)
@@ -161,3 +168,15 @@ class MLLMModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the facts of the run: plain values, so that a weights-only load reads them."""
         checkpoint["openqwen2vl"] = self.facts
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators of the host and of a device.
+
+    `torch.manual_seed` also notes the seed for each kind of device that is not in use, each time
+    with the whole stack as text.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

@@ -79,14 +79,15 @@ def skip_update(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
     """Let the step that comes leave weights and moments as they are, if ``skip`` says so.
 
     A fused optimizer decides on the device, as it does for loss scaling; any other makes the host
-    wait for the answer.
+    wait for the answer, as do parameters that lie there.
 
     Args:
         optimizer: about to step.
-        skip: bool (), on the parameters' device.
+        skip: bool ().
     """
     if all(group.get("fused") for group in optimizer.param_groups):
         fused: Any = optimizer
-        fused.found_inf = skip.to(torch.float32)
+        (first, *_) = (p for group in optimizer.param_groups for p in group["params"])
+        fused.found_inf = skip.to(first.device, torch.float32)
     elif skip:
         optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, ShardingStrategy
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -44,13 +44,17 @@ class ShardedStrategy(FSDPStrategy):
     def __init__(self, replicate: int | Literal["nodes"], sync: str, **options: Any) -> None:
         super().__init__(**options)
         self._replicate, self._sync = replicate, sync
+        # Gradients of earlier micro-batches on the host, where FSDP itself adds none up.
+        self._held: list[tuple[nn.Parameter, Tensor]] = []
 
     def setup_environment(self) -> None:
         """Start the process group, then lay the ranks out: copies x shards.
 
         Raises:
-            ConfigError: the copies do not divide the ranks.
+            ConfigError: the copies do not divide the ranks, or there is no GPU to offload from.
         """
+        if self.cpu_offload.offload_params:
+            self._require_gpu()
         super().setup_environment()
         copies = self.num_nodes if self._replicate == "nodes" else self._replicate
         if self.world_size % copies:
@@ -86,6 +90,35 @@ class ShardedStrategy(FSDPStrategy):
                 yield
         else:
             yield
+            if self.cpu_offload.offload_params:
+                self._hold()
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Add what earlier micro-batches of the step left on the host."""
+        super().post_backward(closure_loss)
+        for parameter, before in self._held:
+            assert parameter.grad is not None
+            parameter.grad.add_(before)
+        self._held = []
+
+    def _require_gpu(self) -> None:
+        if self.root_device.type == "cpu":
+            raise ConfigError(
+                "strategy.cpu_offload is true, but this run computes on the CPU, where its weights "
+                "lie anyway; leave it out"
+            )
+
+    def _hold(self) -> None:
+        """Put a micro-batch's gradients aside: offloaded ones are overwritten by the next's.
+
+        Documented as a limit of FSDP. What is left in place is zero, so that a version which adds
+        gradients up after all gives the same sum.
+        """
+        assert self.model is not None
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                self._held.append((parameter, parameter.grad.clone()))
+                parameter.grad.zero_()
 
     def _setup_model(self, model: nn.Module) -> FullyShardedDataParallel:
         classes = model.wrapped_classes()  # type: ignore[operator]  # an MLLMModule
@@ -159,6 +192,7 @@ def fsdp(
     sync: str = "step",
     param_dtype: str = "bf16",
     reduce_dtype: str = "fp32",
+    cpu_offload: bool = False,
     timeout_minutes: float = 30,
 ) -> Strategy:
     """Shard parameters, gradients and optimizer state, per decoder layer [paper: FSDP, bf16].
@@ -173,6 +207,8 @@ def fsdp(
             does ``step`` where every rank has all weights and computes in bf16.
         param_dtype: of the computation, ``bf16`` or ``fp32``; masters stay fp32.
         reduce_dtype: of gradients on the wire (the official run used bf16).
+        cpu_offload: keep weights, gradients and the optimizer's state in the host's memory; a
+            GPU holds what it computes with, and AdamW runs on the host.
         timeout_minutes: a collective that takes longer ends the run.
 
     Raises:
@@ -199,6 +235,7 @@ def fsdp(
         mixed_precision=MixedPrecision(
             param_dtype=DTYPES[param_dtype], reduce_dtype=DTYPES[reduce_dtype]
         ),
+        cpu_offload=cpu_offload,
         state_dict_type="sharded",
         timeout=timedelta(minutes=timeout_minutes),
         cluster_environment=environment(),

@@ -6,6 +6,7 @@ from typing import Any, Protocol, cast
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader
 
+from openqwen2vl.formats.decoders import PictureDecoder
 from openqwen2vl.packing.budget import GridPhase
 from openqwen2vl.packing.mixture import Mixture
 from openqwen2vl.packing.order import Order, Phase
@@ -21,6 +22,7 @@ class PackedData(Protocol):
         global_batch: packs per optimizer step.
         micro_batch: packs that one rank processes at a time.
         image_side: pixels to which images are resized; set to the tower's before loading.
+        pictures: how they are decoded.
         vocab_size: ids that the packs' tokenizer can make.
     """
 
@@ -30,6 +32,7 @@ class PackedData(Protocol):
     global_batch: int
     micro_batch: int
     image_side: int | None
+    pictures: PictureDecoder
 
     @property
     def vocab_size(self) -> int:
@@ -41,8 +44,11 @@ class PackedData(Protocol):
     def keep_phases(self, phases: Sequence[Phase]) -> None:
         """Take over the phases that a resumed run fixed at its start."""
 
-    def contents(self, step: int) -> dict[str, int]:
-        """Count tokens, images and documents of a global batch, by the index."""
+    def keep_pictures(self, facts: Mapping[str, Any] | None) -> None:
+        """Go on decoding as a resumed run began to, by the facts that it recorded."""
+
+    def contents(self, step: int) -> Mapping[str, float]:
+        """Count tokens, images and documents of a global batch, and say how ranks share it."""
 
     def consumed(self, steps: int) -> Mapping[str, Mapping[str, float]]:
         """Count per source what the first ``steps`` global batches held."""

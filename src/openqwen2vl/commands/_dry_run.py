@@ -1,0 +1,130 @@
+"""Replays the data path of a run under two topologies and compares the global batches."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from openqwen2vl.commands._dry_run_figures import replay_figures, show
+from openqwen2vl.commands._fit import resumable
+from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.packing.budget import accumulation
+from openqwen2vl.packing.fingerprint import (
+    FINGERPRINT_SIDE,
+    Difference,
+    GlobalBatch,
+    difference,
+    fingerprint,
+)
+from openqwen2vl.training.checkpoint import checkpoint_step
+from openqwen2vl.training.dry_run import Record, Replay, Replayed, Topology, replay, windows
+from openqwen2vl.training.launch import device_count, launched
+from openqwen2vl.training.run_folder import RunFolder
+
+NAMES = ("this run", "replay.against")
+
+
+def plan_replay(config: DictConfig) -> tuple[Topology, Replay]:
+    """Give the run's topology and what it is compared with.
+
+    Raises:
+        ConfigError: numbers that cannot be, twice the same topology, or a launcher that started
+            several processes.
+    """
+    if launched():
+        raise ConfigError("dry_run=true plays all ranks itself; start it without torchrun or srun")
+    trainer, data = config.trainer, config.data
+    mine = Topology(
+        devices=device_count(trainer.accelerator, trainer.devices),
+        num_nodes=trainer.num_nodes,
+        micro_batch=data.micro_batch,
+        num_workers=data.num_workers,
+    )
+    wanted = {**config.replay, "against": Topology(**config.replay.against)}
+    if mine == wanted["against"]:
+        raise ConfigError(
+            f"the run and replay.against are one topology ({mine}), so equal batches would prove "
+            "nothing; give another, such as replay.against.devices=2"
+        )
+    return mine, Replay(**wanted)
+
+
+def dry_run(config: DictConfig) -> dict[str, object]:
+    """Replay, compare, print.
+
+    Returns:
+        ``equal``, one ``digest`` of all batches, what was looked at, what each topology took, and
+        the ``first_difference`` if there is one.
+
+    Raises:
+        UserError: as of ``train``: bad packs, a checkpoint that does not resume, topologies that
+            cannot be.
+    """
+    mine, wanted = plan_replay(config)
+    side = config.vision.image_side if wanted.decode else FINGERPRINT_SIDE
+    if side is None:
+        raise ConfigError("replay.decode=true resizes pictures; give vision.image_side")
+    path = (
+        None if config.resume is None else RunFolder(Path(config.run_dir)).checkpoint(config.resume)
+    )
+    data = _open(config, mine, side, wanted.decode, config.data.preflight)
+    other = _open(config, wanted.against, side, wanted.decode, preflight=False)
+    _divides(data, wanted.against)
+    start = wanted.start
+    if path is not None:
+        for one in (data, other):
+            resumable(path, config, one)
+        start = checkpoint_step(path) if start is None else start
+    chosen = windows(data.order, data.mixture.names, start or 0, wanted.steps)
+    records = [replay(data, mine, chosen), replay(other, wanted.against, chosen)]
+    steps = [step for window in chosen for step in range(window.start, window.stop)]
+    found = _first_difference(records, steps)
+    figures = replay_figures(data, chosen, records, found)
+    show(f"dry run of {config.stage}", figures)
+    # Hydra made it; unless a run lies there, nothing is left behind.
+    with suppress(OSError):
+        Path(config.run_dir).rmdir()
+    return figures
+
+
+def _open(
+    config: DictConfig, topology: Topology, side: int, decode: bool, preflight: bool
+) -> Replayed:
+    """Open the run's data as one topology loads them."""
+    data = instantiate(
+        config.data,
+        micro_batch=topology.micro_batch,
+        num_workers=topology.num_workers,
+        pin_memory=False,  # there may be no GPU
+        preflight=preflight,
+        _convert_="all",
+    )
+    data.image_side = side
+    if not decode:
+        data.decode = fingerprint
+    return cast(Replayed, data)
+
+
+def _divides(data: Replayed, topology: Topology) -> None:
+    """Refuse the other topology before anything is read; the run's own is refused by its keys.
+
+    Raises:
+        ConfigError: names the nearest global batch.
+    """
+    try:
+        accumulation(data.global_batch, topology.micro_batch, topology.ranks)
+    except ConfigError as error:
+        raise ConfigError(f"replay.against ({topology}): {error}") from error
+
+
+def _first_difference(records: Sequence[Record], steps: Sequence[int]) -> Difference | None:
+    one, other = (record.batches for record in records)
+    for step in steps:
+        empty = GlobalBatch(step)
+        found = difference(one.get(step, empty), other.get(step, empty), NAMES)
+        if found is not None:
+            return found
+    return None
