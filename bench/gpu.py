@@ -49,6 +49,7 @@ LADDER: dict[str, dict[str, Any]] = {
     "6 no unread block, fused AdamW": {"all_blocks": False, "fused": True},
 }
 BASELINES = {"padded rows": "padded", "transformers' Trainer": "trainer"}
+GATE = "correctness"
 CAP_S = 75
 SAME_LOSS = 0.02  # relative, between ways that compute the same thing in bf16
 
@@ -106,7 +107,7 @@ def _grids(options: argparse.Namespace) -> tuple[int, int]:
 def _plan(
     options: argparse.Namespace, packs: dict[int, Path], root: Path
 ) -> dict[str, list[str | Path]]:
-    """Give each row's command, the most wanted first."""
+    """Give each row's command: the gate, then the most wanted first."""
     low, high = _grids(options)
     steps: list[str | Path] = ["--warm", "2", "--timed", "2"] if options.quick else []
     place: list[str | Path] = ["--model", options.model, "--device", options.device]
@@ -117,7 +118,8 @@ def _plan(
         return ["gpu_step.py", *told, *place, *steps]
 
     sizes, few = ((2,), 2) if options.quick else ((8, 4, 12), 4)
-    plan = {f"ours, {low**2} tokens, {b} packs": step(low, packs=b) for b in sizes}
+    plan: dict[str, list[str | Path]] = {GATE: ["gpu_gate.py", *at, *place]}
+    plan |= {f"ours, {low**2} tokens, {b} packs": step(low, packs=b) for b in sizes}
     plan[f"ours, {high**2} tokens"] = step(high, packs=sizes[0])
     ways = dict(OFFICIAL)
     for name, change in LADDER.items():
@@ -198,6 +200,9 @@ def _disagreeing(rows: dict[str, dict[str, Any]]) -> list[str]:
 def _speed(row: dict[str, Any]) -> str:
     if "keeps" in row:
         return f"{row['keeps']:.3f} of a bare loop"
+    if "checks" in row:
+        found = (f"{name} {one['error']:.1e}" for name, one in row["checks"].items())
+        return ", ".join(found)
     if "by_workers" in row:
         rates = (f"{n}: {one['images_per_s']:,.0f}" for n, one in row["by_workers"].items())
         return f"images/s by workers, {row['cores']} cores: {', '.join(rates)}"
@@ -236,6 +241,9 @@ def _print(report: dict[str, Any]) -> None:
     print("\n".join(others))
     if report["disagreeing"]:
         print(f"WRONG: the loss differs in {', '.join(report['disagreeing'])}")
+    for name, check in report["rows"].get(GATE, {}).get("checks", {}).items():
+        if not check["kept"]:
+            print(f"WRONG: {name} is off by {check['error']:.1e}, above {check['bound']:.0e}")
     keys = ("goal", "of", "bound", "shown", "verdict")
     figures.table(
         ("goal", "", "bound", "found", ""), [[g[k] for k in keys] for g in report["goals"]]
@@ -244,7 +252,7 @@ def _print(report: dict[str, Any]) -> None:
 
 def _headline(report: dict[str, Any]) -> str:
     rows = report["rows"]
-    ours = next(iter(rows.values()))
+    ours = next((row for name, row in rows.items() if name.startswith("ours")), {"error": "none"})
     official = rows.get("official step", {"error": "not run"})
     if "error" in ours or "error" in official:
         return "no ratio: ours and the official step did not both run"

@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 from support.runs import environment
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -71,3 +72,23 @@ def test_the_unread_block_costs_one_block(tmp_path: Path, monkeypatch: pytest.Mo
 
     # A block more than the tower has; the patches are embedded once.
     assert flops(True) == pytest.approx(flops(False), rel=0.05)
+
+
+def test_the_gate_is_kept_and_sees_documents_that_see_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import corpora
+    import gpu_gate
+    from gpu_step import Runner, Ways
+
+    packs = corpora.photo_packs(tmp_path, 4, 256, 3, (96, 96)).path
+    options = Namespace(device="cpu", model="tiny", packs_at=packs)
+    found = gpu_gate.checks(options)
+    assert found.keys() == gpu_gate.BOUNDS.keys()
+    assert all(one["kept"] for one in found.values()), found
+    runner = Runner(Ways(compile=False, packs=1), options)
+    batch = runner.batches[0]
+    last = torch.tensor([0] + [batch["input_ids"].numel()] * (len(batch["cu_seqlens"]) - 1))
+    runner.batches[0] = {**batch, "cu_seqlens": last.to(torch.int32), "max_length": 256}
+    assert gpu_gate.leak(runner) > 0
