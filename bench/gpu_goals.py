@@ -35,13 +35,17 @@ class Goal:
 def verdicts(report: Report) -> list[dict[str, Any]]:
     """Say of each goal what was found and whether it is met, missed or not measured.
 
-    The goals are for a GPU; on a CPU none is measured.
+    The goals are for a GPU; on a CPU none is measured. Where some row computed what it should not,
+    nothing that was found is believed.
     """
+    believed = sound(report)
     told = []
     for goal in GOALS:
         found = goal.found(report) if report["device"] != "cpu" else None
         met = None if found is None else found <= goal.bound if goal.most else found >= goal.bound
         verdict = {None: "not measured", True: "met", False: "missed"}[met]
+        if met is not None and not believed:
+            verdict = "not believed"
         sign = "<=" if goal.most else ">="
         told.append(
             {
@@ -54,6 +58,13 @@ def verdicts(report: Report) -> list[dict[str, Any]]:
             }
         )
     return told
+
+
+def sound(report: Report) -> bool:
+    """Say whether all losses agree and the gate, if it was asked, is kept."""
+    gate = report["rows"].get("correctness", {"checks": {}})
+    kept = "checks" in gate and all(check["kept"] for check in gate["checks"].values())
+    return kept and not report["disagreeing"]
 
 
 def _rate(report: Report, *names: str) -> float | None:

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from openqwen2vl.model.llm import load_llm
@@ -31,8 +32,12 @@ def random_model(name: str, grid: int, vocab_size: int, trainable_tower: bool = 
         "trainable": trainable_tower,
     }
     llm = _arguments("llm", llm_name)
+    built = VisionTower(**tower)
+    if not trainable_tower and torch.get_default_device().type == "cuda":
+        # As when a run moves it there; what is made in place is never moved.
+        built.to(torch.bfloat16)
     return MLLM(
-        VisionTower(**tower),
+        built,
         partial(AvgPoolProjector, grid=grid),
         load_llm(config=llm["config"], pretrained=False, min_vocab=vocab_size),
     )

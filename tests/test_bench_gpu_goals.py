@@ -9,7 +9,16 @@ import pytest
 from support.runs import environment
 
 BENCH = Path(__file__).parents[1] / "bench"
-SCRIPTS = ("gpu", "gpu_step", "gpu_baselines", "gpu_loader", "gpu_goals", "trainer")
+SCRIPTS = (
+    "gpu",
+    "gpu_step",
+    "gpu_gate",
+    "gpu_baselines",
+    "gpu_loader",
+    "gpu_goals",
+    "trainer",
+    "losses",
+)
 
 
 def row(tokens: float, tflops: float, images: float = 190) -> dict[str, float]:
@@ -18,7 +27,7 @@ def row(tokens: float, tflops: float, images: float = 190) -> dict[str, float]:
 
 def report(device: str = "NVIDIA H200", **rows: dict[str, Any]) -> dict[str, Any]:
     peak = 989.4 if "H200" in device else None
-    return {"device": device, "peak_tflops": peak, "rows": rows}
+    return {"device": device, "peak_tflops": peak, "rows": rows, "disagreeing": []}
 
 
 def full() -> dict[str, dict[str, Any]]:
@@ -68,6 +77,25 @@ def test_what_was_not_measured_is_neither_met_nor_missed(verdicts: Any) -> None:
     assert [goal for goal, one in unknown.items() if one == "not measured"] == ["G1", "G2", "G5"]
     on_cpu = verdicts(report("cpu", **full()))
     assert {one["verdict"] for one in on_cpu} == {"not measured"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"disagreeing": ["3 isolated by varlen"]},
+        {"rows": {**full(), "correctness": {"error": "took longer than 75 s"}}},
+        {
+            "rows": {
+                **full(),
+                "correctness": {"checks": {"a": {"kept": True}, "b": {"kept": False}}},
+            }
+        },
+    ],
+    ids=["another loss", "no gate", "a leak"],
+)
+def test_what_computes_wrongly_is_not_believed(verdicts: Any, changes: dict[str, Any]) -> None:
+    told = verdicts(report(**full()) | changes)
+    assert {one["verdict"] for one in told} == {"not believed"}
 
 
 @pytest.mark.slow

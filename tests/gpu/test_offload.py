@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from support.ranks import train_in_ranks
-from support.runs import PackedCorpora, rows
+from support.runs import PackedCorpora, one_gpu, rows
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +30,7 @@ def test_one_gpu_trains_and_resumes_alike_with_its_weights_on_the_host(
         tmp_path / "offloaded": {**COMMON, **OFFLOADED},
         tmp_path / "again": {**COMMON, **OFFLOADED, "resume": halfway},
     }
-    train_in_ranks(corpora, 1, runs)
+    train_in_ranks(corpora, 1, runs, **one_gpu())
     plain, offloaded, again = (
         [(float(row["loss"]), float(row["grad_norm"])) for row in rows(run)] for run in runs
     )

@@ -35,3 +35,19 @@ def test_varlen_equals_one_call_per_document_forward_and_backward() -> None:
     for one, other in zip(*results, strict=True):
         error = (one - other).norm() / other.norm()
         assert error < 2e-2
+
+
+def test_documents_do_not_see_each_other() -> None:
+    draw = torch.Generator("cuda").manual_seed(0)
+    edges = torch.tensor([0, 100, 130, 512, 900, 1024, 1024], dtype=torch.int32, device="cuda")
+    query, key, value = (
+        torch.randn(2, h, 512, 128, device="cuda", generator=draw).bfloat16() for h in (12, 2, 2)
+    )
+    given = {"cu_seq_lens_q": edges, "max_length_q": 512, "attention_backend": "varlen"}
+    before, _ = packed_attention(nn.Identity(), query, key, value, None, **given)
+    key[0, :, :100] += 1
+    value[0, :, :100] -= 1
+    after, _ = packed_attention(nn.Identity(), query, key, value, None, **given)
+    assert not torch.equal(before[0, :100], after[0, :100])
+    assert torch.equal(before[0, 100:], after[0, 100:])
+    assert torch.equal(before[1], after[1])

@@ -22,7 +22,10 @@ from support.runs import PackedCorpora, command, environment
 
 
 def train_in_ranks(
-    corpora: PackedCorpora, processes: int, runs: Mapping[Path, Mapping[str, object]]
+    corpora: PackedCorpora,
+    processes: int,
+    runs: Mapping[Path, Mapping[str, object]],
+    **variables: str,
 ) -> None:
     """Train in each folder, in their order, with these overrides; every run must end well."""
     lines = []
@@ -34,7 +37,7 @@ def train_in_ranks(
     tests = str(Path(__file__).parents[1])
     done = subprocess.run(
         start,
-        env={**environment(), "PYTHONPATH": tests},
+        env={**environment(), **variables, "PYTHONPATH": tests},
         capture_output=True,
         text=True,
         timeout=300,

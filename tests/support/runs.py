@@ -92,6 +92,11 @@ def environment() -> dict[str, str]:
     }
 
 
+def one_gpu() -> dict[str, str]:
+    """Give the variable by which a run sees the first of this process's GPUs."""
+    return {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+
+
 def command(corpora: PackedCorpora, run_dir: Path, overrides: Mapping[str, object]) -> list[str]:
     """Give the command line of a small run."""
     settings: dict[str, object] = {
