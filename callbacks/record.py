@@ -71,7 +71,8 @@ class RunRecord(pl.Callback):
         """
         self._started = time.monotonic()
         folder, step = self._folder(trainer), trainer.global_step
-        told = folder.read_json("run.json") if step else {}
+        # Also at step 0: a run that was killed before its first checkpoint has cost hours, too.
+        told = folder.read_json("run.json")
         hours = dict(told.get("hours_by_device", {}))
         # A folder knows of work that was lost with a kill; a checkpoint does not.
         if sum(hours.values()) > sum(self._before.values()):

@@ -105,6 +105,21 @@ def test_a_resumed_run_counts_on_by_device(
         RunRecord().on_train_start(again, module)
 
 
+def test_a_run_killed_before_its_first_checkpoint_counts_on_from_its_folder(
+    tmp_path: Path, module: MLLMModule, clock: Clock
+) -> None:
+    for start in (1, 2, 3):
+        trainer, record = a_trainer(tmp_path, world_size=2), RunRecord()
+        record.on_train_start(trainer, module)
+        clock.now += 3600
+        trainer.steps(record, module, 1)  # killed thereafter: nothing ends it
+        assert told(tmp_path)["device_hours"] == pytest.approx(2.0 * start)
+        assert [one["step"] for one in told(tmp_path)["starts"]] == [0] * start
+    again = a_trainer(tmp_path, world_size=2, max_gpu_hours=6.0)
+    with pytest.raises(ConfigError, match="give it more to go on"):
+        RunRecord().on_train_start(again, module)
+
+
 def test_a_checkpoint_carries_its_cost_into_another_folder(
     tmp_path: Path, module: MLLMModule, clock: Clock
 ) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from openqwen2vl.data_modules import packed
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.model.vision import VisionTower
+from openqwen2vl.packing.reader import Pack, PackFolder
 from openqwen2vl.training.dry_run import Replay, Topology
 
 DryRun = Callable[..., tuple[int, str, str]]
@@ -107,9 +109,50 @@ def test_an_order_that_depends_on_the_rank_ends_with_1_and_is_named(
     assert told[2] == ""
 
 
+def test_broken_pictures_and_the_loaders_pace_are_told_only_where_pictures_were_decoded(
+    dry: DryRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = PackFolder.read
+
+    def broken(folder: PackFolder, number: int) -> Pack:
+        pack = whole(folder, number)
+        return replace(pack, images=[b"no picture", *pack.images[1:]])
+
+    monkeypatch.setattr(PackFolder, "read", broken)
+    told = dry(replay__steps=1)
+    figures = figures_of(told)
+    assert figures["decoded"] is False
+    for one in figures["topologies"]:
+        assert (one["corrupt"], one["steps_per_second"]) == (None, None)
+        assert one["reader_steps_per_second"] > 0
+    assert "not looked at (replay.decode=true)" in told[1]
+    assert "reader without decoding" in told[1]
+    told = dry(replay__steps=1, replay__decode="true")
+    figures = figures_of(told)
+    assert figures["decoded"] is True
+    for one in figures["topologies"]:
+        assert one["corrupt"] == sum(one["packs"]) > 0
+        assert one["steps_per_second"] > 0
+        assert one["reader_steps_per_second"] is None
+    assert "not looked at" not in told[1]
+    assert "without decoding" not in told[1]
+
+
+def test_a_folder_that_the_launch_would_refuse_is_told(dry: DryRun, tmp_path: Path) -> None:
+    assert figures_of(dry(replay__steps=1))["refused"] is None
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").touch()
+    told = dry(replay__steps=1)
+    figures = figures_of(told)
+    assert "run holds a run already; go on with it by resume=last" in figures["refused"]
+    assert f"the launch would be refused: {figures['refused']}" in told[1]
+    assert figures_of(dry(replay__steps=1, resume="auto"))["refused"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"init_from": "nowhere"}, "nowhere"),
         ({"replay__against__devices": 3}, "3 rank(s) x data.micro_batch 1 take 3 at a time"),
         ({"replay__start": "soon"}, "replay.start is 'soon'; expected a whole number or null"),
         ({"resume": "last", "json": "false"}, "has no complete checkpoint"),
@@ -121,31 +164,53 @@ def test_what_cannot_be_replayed_is_the_users_to_mend(
     assert_one_message(dry(**changes), message)
 
 
-def planned(**against: int) -> tuple[Topology, Replay]:
+def planned(
+    devices: int | str = 2, num_workers: int | str = 4, accelerator: str = "cpu", **against: int
+) -> tuple[Topology, Replay]:
+    """The plan of a run, compared with another topology, whose keys are ``against_...``."""
+    other = {key.removeprefix("against_"): value for key, value in against.items()}
     return plan_replay(
         OmegaConf.create(
             {
-                "trainer": {"accelerator": "cpu", "devices": 2, "num_nodes": 1},
-                "data": {"micro_batch": 2, "num_workers": 4},
-                "replay": {"steps": 20, "start": None, "decode": False, "against": against},
+                "trainer": {"accelerator": accelerator, "devices": devices, "num_nodes": 1},
+                "data": {"micro_batch": 2, "num_workers": num_workers},
+                "replay": {"steps": 20, "start": None, "decode": False, "against": other},
             }
         )
     )
 
 
 def test_what_proves_nothing_or_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, wanted = planned(devices=4)
+    mine, wanted = planned(against_devices=4)
     assert (mine.ranks, wanted.against.ranks, wanted.against.num_workers) == (2, 4, 0)
     with pytest.raises(ConfigError, match=r"are one topology \(devices=2 .* num_workers=4\)"):
-        planned(devices=2, micro_batch=2, num_workers=4)
+        planned(against_devices=2, against_micro_batch=2, against_num_workers=4)
     for wrong in ("devices", "num_nodes", "micro_batch"):
         with pytest.raises(ConfigError, match=f"{wrong}=0"):
-            planned(**{wrong: 0})
+            planned(**{f"against_{wrong}": 0})
     with pytest.raises(ConfigError, match=r"replay\.steps is 0"):
         Replay(steps=0, against=Topology())
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with pytest.raises(ConfigError, match="start it without torchrun or srun"):
-        planned(devices=4)
+        planned(against_devices=4)
+
+
+def test_loader_processes_alone_are_a_comparison_only_where_both_are_numbers() -> None:
+    same = {"against_devices": 2, "against_micro_batch": 2}
+    assert planned(num_workers=4, **same)[1].against.num_workers == 0
+    with pytest.raises(ConfigError, match="are one topology"):
+        planned(num_workers="auto", **same)
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "auto"])
+def test_as_many_devices_as_there_are_gpus_is_no_number_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, accelerator: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"has none; give trainer\.devices"):
+        planned(devices="auto", accelerator=accelerator)
+    assert planned(devices=8, accelerator=accelerator)[0].ranks == 8
+    assert planned(devices="auto")[0].ranks == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,9 @@
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +41,32 @@ def test_a_folder_that_another_process_writes_to_is_refused_until_that_one_dies(
             folder.lock()
         other.kill()
     folder.lock()
+
+
+def test_one_that_only_looks_for_a_moment_keeps_no_run_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looker = (tmp_path / ".lock").open("a+b")
+    fcntl.flock(looker, fcntl.LOCK_SH)  # as `RunFolder.written` does
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: looker.close())
+    monkeypatch.setattr("openqwen2vl.training.run_folder.time", clock)
+    run = RunFolder(tmp_path)
+    run.lock()
+    assert looker.closed
+    assert RunFolder(tmp_path).written()
+
+
+def test_a_file_system_without_locks_is_told_by_a_run_and_says_nothing_to_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert RunFolder(tmp_path).written() is False
+    with pytest.raises(UserError, match=r"cannot be locked .*No locks available"):
+        RunFolder(tmp_path).lock()
 
 
 def test_the_lock_makes_the_folder_and_is_given_back_with_its_owner(tmp_path: Path) -> None:

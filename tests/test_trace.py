@@ -1,14 +1,21 @@
 """`trace` names what a step was made of, from the run's folder alone."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.models import tiny_mllm
 from support.runs import PackedCorpora, Run, assert_one_message, train
 
-from openqwen2vl.packing.reader import PackFolder
+from openqwen2vl.commands import _trace_run
+from openqwen2vl.data_modules.packed import PackedDataModule
+from openqwen2vl.formats import decoders
+from openqwen2vl.formats.errors import CheckpointError
+from openqwen2vl.formats.images import PIXELS_VERSION
+from openqwen2vl.packing.reader import Pack, PackFolder
 from openqwen2vl.training.csv_log import read_rows
 from openqwen2vl.training.document_loss import document_losses
 
@@ -46,6 +53,59 @@ def test_a_picture_that_cannot_be_decoded_leaves_its_document_without_a_loss(
     losses = document_losses(model, pack, spec)
     assert losses[1] is None
     assert all(loss is not None for number, loss in enumerate(losses) if number != 1)
+
+
+def a_run(corpora: PackedCorpora, path: Path, decoder: str, library: str) -> Path:
+    """The folder of a run that recorded how it read pictures; its checkpoint has no weights."""
+    data = {
+        "_target_": "openqwen2vl.data_modules.packed.PackedDataModule",
+        "mixture": {"sources": {"red": {"packs": [str(corpora.packs("red", 3))]}}},
+        "resolution": {"plan": [{"grid": 3, "until": 1.0}]},
+        "budget": {"steps": 4},
+        "global_batch": 2,
+        "isolate": True,
+        "decoder": decoder,
+    }
+    order = PackedDataModule(**{k: v for k, v in data.items() if k[0] != "_"} | {"decoder": "auto"})
+    facts = {
+        "order": order.identity(),
+        "phases": [asdict(phase) for phase in order.order.phases],
+        "pictures": {"version": PIXELS_VERSION, "library": library, "draft": False},
+    }
+    (path / "checkpoints").mkdir(parents=True)
+    torch.save(
+        {"global_step": 2, "state_dict": {}, "openqwen2vl": facts},
+        path / "checkpoints" / "step_00000002.ckpt",
+    )
+    (path / "config.json").write_text(
+        json.dumps({"data": data, "tokenizer": str(corpora.tokenizer)})
+    )
+    return path
+
+
+def test_losses_are_by_the_pixels_that_the_run_had(
+    corpora: PackedCorpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is installed now; without losses nothing is decoded, so nothing is needed."""
+    used: list[Any] = []
+
+    def losses(model: Any, pack: Pack, spec: Any, isolate: bool, decode: Any) -> list[None]:
+        used.append(decode)
+        return [None] * len(pack.documents)
+
+    monkeypatch.setattr(_trace_run, "load_model", lambda _: (tiny_mllm(grid=3), {}))
+    monkeypatch.setattr(_trace_run, "document_losses", losses)
+    monkeypatch.setattr(decoders, "_has_simplejpeg", lambda: True)
+    run = _trace_run.open_run(a_run(corpora, tmp_path / "one", "auto", "pillow"), None)
+    run.judge(run.documents(3), 3)
+    assert {decode.library for decode in used} == {"pillow"}
+    monkeypatch.setattr(decoders, "_has_simplejpeg", lambda: False)
+    other = a_run(corpora, tmp_path / "other", "simplejpeg", "simplejpeg")
+    run = _trace_run.open_run(other, None)
+    found = run.documents(3)
+    assert found
+    with pytest.raises(CheckpointError, match=r"simplejpeg, which is not installed.*loss=false"):
+        run.judge(found, 3)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,11 @@ _SHOWN = 8  # packs of a difference that are named, and documents of each
 
 
 def replay_figures(
-    data: Replayed, chosen: Sequence[Window], records: Sequence[Record], found: Difference | None
+    data: Replayed,
+    chosen: Sequence[Window],
+    records: Sequence[Record],
+    found: Difference | None,
+    decoded: bool,
 ) -> dict[str, Any]:
     """Give a dry run's figures as plain values; steps count from 1, as in metrics.csv.
 
@@ -26,6 +30,7 @@ def replay_figures(
         chosen: the steps that were replayed.
         records: of the run's own topology and the other.
         found: where they first differ.
+        decoded: whether pictures were; else none was found broken, and the pace is the reader's.
     """
     batches = [batch for _, batch in sorted(records[0].batches.items())]
     whole = sha256("".join(batch.digest() for batch in batches).encode()).hexdigest()
@@ -36,10 +41,11 @@ def replay_figures(
     return {
         "equal": found is None,
         "digest": whole if found is None else None,
+        "decoded": decoded,
         "steps": sum(window.stop - window.start for window in chosen),
         "global_batch": data.global_batch,
         "windows": windowed,
-        "topologies": [_told(record, data.mixture.names) for record in records],
+        "topologies": [_told(record, data.mixture.names, decoded) for record in records],
         "batches": [
             {
                 "step": batch.step + 1,
@@ -57,7 +63,7 @@ def replay_figures(
     }
 
 
-def _told(record: Record, names: Sequence[str]) -> dict[str, Any]:
+def _told(record: Record, names: Sequence[str], decoded: bool) -> dict[str, Any]:
     """Say what a topology served, and how evenly."""
     packs, tokens, images = (list(column) for column in zip(*record.per_rank(), strict=True))
     batches = sorted(record.batches.items())
@@ -80,7 +86,8 @@ def _told(record: Record, names: Sequence[str]) -> dict[str, Any]:
         "tokens": tokens,
         "images": images,
         "images_spread": record.images_spread(),
-        "steps_per_second": record.steps_per_second,
+        "steps_per_second": record.steps_per_second if decoded else None,
+        "reader_steps_per_second": None if decoded else record.steps_per_second,
         "images_by_grid": dict(sorted(by_grid.items())),
         "switches": [
             step + 1
@@ -89,7 +96,7 @@ def _told(record: Record, names: Sequence[str]) -> dict[str, Any]:
         ],
         "passes": passes,
         "sources": {name: {"packs": sources[name], "tokens": of_source[name]} for name in names},
-        "corrupt": sum(len(batch.corrupt) for _, batch in batches),
+        "corrupt": sum(len(batch.corrupt) for _, batch in batches) if decoded else None,
     }
 
 
@@ -116,7 +123,7 @@ def _explained(data: Replayed, found: Difference) -> dict[str, Any]:
 
 
 def show(title: str, figures: Mapping[str, Any]) -> None:
-    """Print a dry run's figures and its verdict."""
+    """Print a dry run's figures, ``refused`` among them, and its verdict."""
     table = Table("", "this run", "replay.against", title=title, title_justify="left", box=None)
     columns = [dict(_rows(one)) for one in figures["topologies"]]
     for name in columns[0]:
@@ -136,13 +143,19 @@ def _rows(one: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("packs", "tokens", "images"):
         yield f"{name} a rank", _span(one[name])
     yield "images of a turn's fullest rank", f"{one['images_spread']:.3f} x a fair share"
-    yield "loader, at least", f"{one['steps_per_second']:.3g} steps/s"
+    if one["steps_per_second"] is None:
+        yield "reader without decoding", f"{one['reader_steps_per_second']:.3g} steps/s"
+    else:
+        yield "loader", f"{one['steps_per_second']:.3g} steps/s"
     grids = (f"{count:,} at grid {grid}" for grid, count in one["images_by_grid"].items())
     yield "images", ", ".join(grids)
     yield "switches of the grid", ", ".join(f"step {step}" for step in one["switches"]) or "none"
     for name, held in one["sources"].items():
         yield f"packs of {name}", f"{held['packs']:,}{_passes(one['passes'][name])}"
-    yield "documents with broken pictures", f"{one['corrupt']:,}"
+    broken = (
+        "not looked at (replay.decode=true)" if one["corrupt"] is None else f"{one['corrupt']:,}"
+    )
+    yield "documents with broken pictures", broken
 
 
 def _passes(turns: Mapping[int, int]) -> str:
@@ -163,6 +176,8 @@ def _verdict(figures: Mapping[str, Any]) -> Iterator[str]:
     for window in figures["windows"]:
         why = "; ".join(window["why"])
         yield f"looked at steps {window['first']} to {window['last']}: {why}"
+    if figures["refused"] is not None:
+        yield f"the launch would be refused: {figures['refused']}"
     found = figures["first_difference"]
     if found is None:
         yield f"equal over {figures['steps']} steps: {figures['digest']}"

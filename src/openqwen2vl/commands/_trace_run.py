@@ -112,7 +112,7 @@ class TracedRun:
         """Fill in each document's loss and say which checkpoint gave it.
 
         Raises:
-            CheckpointError: the run kept no checkpoint.
+            CheckpointError: the run kept no checkpoint, or its pixels cannot be made here.
         """
         kept = checkpoints(self.path / "checkpoints")
         if not kept:
@@ -120,6 +120,7 @@ class TracedRun:
         # The weights that met the global batch are those before its step.
         before = [path for path in kept if checkpoint_step(path) < step]
         chosen = before[-1] if before else kept[0]
+        self._decode_as(chosen)
         model, _ = load_model(chosen)
         model.eval()
         known: dict[Any, list[float | None]] = {}
@@ -132,6 +133,20 @@ class TracedRun:
                 known[key] = document_losses(model, pack, spec, self.isolate, self.data.pictures)
             one.loss = known[key][one.traced.place]
         return chosen
+
+    def _decode_as(self, checkpoint: Path) -> None:
+        """Decode pictures as the run did that wrote a checkpoint.
+
+        Raises:
+            CheckpointError: the library is not installed, or it was another decoding.
+        """
+        try:
+            self.data.keep_pictures(read_facts(checkpoint).get("pictures"))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"losses need the pixels that the run had, but {error}. A trace with loss=false "
+                "needs none"
+            ) from error
 
     def row(self, step: int) -> dict[str, str]:
         """Give the step's row of metrics.csv; empty when it is not there."""
@@ -152,6 +167,9 @@ def open_run(path: Path, tokenizer: str | None) -> TracedRun:
     """
     config = _config(path / "config.json")
     config.data.preflight = False
+    if "decoder" in config.data:
+        # What a run asked for may be missing here; its checkpoints know what it had.
+        config.data.decoder = "auto"
     data = cast(PackedData, instantiate(config.data, _convert_="all"))
     kept = checkpoints(path / "checkpoints")
     if kept:

@@ -157,7 +157,7 @@ def _unlike(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 
 
 def served_packs(batch: Mapping[str, Any]) -> Iterator[ServedPack]:
-    """Take a micro-batch apart again: everything that a model reads of each of its packs.
+    """Take a micro-batch apart again: what the model and the loss read of each of its packs.
 
     Positions are counted within the pack, so a digest does not depend on its neighbours.
 
@@ -170,6 +170,7 @@ def served_packs(batch: Mapping[str, Any]) -> Iterator[ServedPack]:
         for name in ("input_ids", "labels", "position_ids", "document_ids")
     }
     places, targets = np.asarray(batch["image_positions"]), np.asarray(batch["target_positions"])
+    told = np.asarray(batch["sources"])  # by which losses are told apart
     ids, bounds = np.asarray(batch["target_ids"]), np.unique(np.asarray(batch["cu_seqlens"]))
     owners, pictures, taken = np.asarray(batch["target_rows"]), np.asarray(batch["images"]), 0
     for row, (source, turn, pack) in zip(range(rows), batch["packs"], strict=True):
@@ -181,6 +182,7 @@ def served_packs(batch: Mapping[str, Any]) -> Iterator[ServedPack]:
         parts["targets"] = _digest(targets[asked] - first, ids[asked])
         parts["segments"] = _digest(bounds[(bounds > first) & (bounds <= last)] - first)
         parts["images"] = _digest(here, pictures[taken : taken + images])
+        parts["source"] = _digest(told[row : row + 1])
         taken += images
         yield ServedPack(
             PackKey(int(batch["grid"]), source, turn, pack),

@@ -163,7 +163,10 @@ class Record:
 
     @property
     def steps_per_second(self) -> float:
-        """Give the pace of the slowest rank, which the others would wait for."""
+        """Give the pace of the slowest rank, which the others would wait for.
+
+        No bound of a real run's: digests slow it, and other ranks take nothing from it.
+        """
         return len(self.batches) / max(1e-9, *self.seconds)
 
 

@@ -12,12 +12,15 @@ from torch.autograd.function import once_differentiable
 
 from openqwen2vl.model.mllm import MLLM
 
+CHUNK = 1024
+"""Rows of logits that are held at a time, by every implementation that can be told."""
+
 Losses = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Called as `target_losses` is, with rows, ids and the head; gives each target's loss."""
 
 
 def target_losses(
-    hidden_rows: Tensor, target_ids: Tensor, head_weight: Tensor, chunk: int = 1024
+    hidden_rows: Tensor, target_ids: Tensor, head_weight: Tensor, chunk: int = CHUNK
 ) -> Tensor:
     """Cross-entropy of each target, in float32.
 

@@ -18,13 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openqwen2vl.formats.errors import ConfigError
-from openqwen2vl.training.loss import Losses, operands, target_losses, wide
+from openqwen2vl.training.loss import CHUNK, Losses, operands, target_losses, wide
 
 LOSSES = ("auto", "chunked", "linear_cross_entropy", "liger")
-
-CHUNK = 1024
-"""Rows of logits that torch's operator holds: as ours. Its own choice for few rows is one or two
-at a time, which is several times slower."""
 
 LIGER = (0, 8, 2)
 """The first version whose gradients are right where losses weigh differently."""
@@ -109,6 +105,7 @@ def liger_losses(hidden_rows: Tensor, target_ids: Tensor, head_weight: Tensor) -
 def _torch_operator() -> Callable[..., Tensor]:
     """Torch's operator in chunks, proven on two rows: versions differ in what they take."""
     try:
+        # Its own choice for few rows is one or two at a time, which is several times slower.
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
         operator = partial(functional.linear_cross_entropy, reduction="none", options=options)
         with warnings.catch_warnings():

@@ -13,13 +13,12 @@ from openqwen2vl.training.activations import (
     layer_bytes,
     saved_activations,
 )
-
-_CHUNK = 1024  # rows of logits that the loss holds at a time
+from openqwen2vl.training.loss import CHUNK
 
 
 def loss_bytes(spec: MemorySpec, micro: MicroBatch, setup: Setup) -> int:
-    """Bytes that the loss works with: a chunk of logits, and the output embedding's gradient."""
-    chunk, several = min(_CHUNK, micro.targets), micro.targets > _CHUNK
+    """Bytes that ``loss=chunked`` takes: logits of a chunk, and the output embedding's gradient."""
+    chunk, several = min(CHUNK, micro.targets), micro.targets > CHUNK
     narrow = 0 if setup.wide == 4 else setup.wide
     # The chunk before is let go only when the next one is there.
     logits = chunk * spec.vocabulary * (8 + (2 * narrow if several else 0))

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,6 +12,7 @@ from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.training.checkpoint import checkpoints
 
 FRESH, AUTO, LAST = None, "auto", "last"
+_PATIENCE = 1.0  # seconds in which one that only looks (`RunFolder.written`) has let go
 
 
 class RunFolder:
@@ -33,30 +35,41 @@ class RunFolder:
         """Become the folder's only writer until this process dies, however it dies.
 
         Raises:
-            UserError: another process is writing.
+            UserError: another process is writing, or the file system knows no locks.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = (self.path / ".lock").open("a+b")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
         except BlockingIOError as error:
             lock.close()
             raise UserError(
                 f"another process is writing to {self.path}; wait for it, stop it, or choose "
                 "another name="
             ) from error
+        except OSError as error:
+            lock.close()
+            raise UserError(
+                f"{self.path} cannot be locked ({error}), so two runs could write to it; choose a "
+                "run_dir= on a file system with locks"
+            ) from error
         self._lock = lock
 
     def written(self) -> bool:
-        """Tell whether a process writes to the folder: a run that says so may have been killed."""
+        """Tell whether a process writes to the folder: a run that says so may have been killed.
+
+        Where locks cannot be asked for, no process is known to.
+        """
         path = self.path / ".lock"
         if not path.is_file():
             return False
-        with path.open("rb") as lock:
-            try:
+        try:
+            with path.open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
         return False
 
     def checkpoint(self, resume: str | None) -> Path | None:
@@ -102,3 +115,21 @@ class RunFolder:
         path = self.path / name
         loaded = json.loads(path.read_text()) if path.is_file() else {}
         return dict(loaded)
+
+
+def _take(lock: BinaryIO) -> None:
+    """Lock a file for this process alone.
+
+    Raises:
+        BlockingIOError: another process held it all the while.
+        OSError: there are no locks here.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+        time.sleep(0.05)
