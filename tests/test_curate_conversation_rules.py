@@ -3,7 +3,7 @@ show an evaluation's picture, what scorers of pairs leave, and what becomes of b
 
 import io
 import json
-import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 from support.runs import Run, assert_one_message
 from support.samples import LengthScorer, encoded, photo
-from support.shards import picture, write_caption_shard, write_conversation_shard, write_tar
+from support.selections import write_table
+from support.shards import write_caption_shard, write_conversation_shard, write_tar
 from support.talks import LAYOUTS, NAME, Talk, curated, read, talks, told
 
+from openqwen2vl.curation import shards
 from openqwen2vl.curation.duplicates.deduplicate import DuplicateRules
 from openqwen2vl.curation.request import Curation
 from openqwen2vl.curation.scorers.image import ImageScorer
@@ -145,6 +147,10 @@ def test_a_scorer_of_pairs_says_nothing_of_conversations_and_drops_none(
     found = curate(curation(corpus, "missing(length) or length > 3"))
     assert found["score"][NAME]["unscored"] == {"length": {"conversation": 4}}
     (path,) = (tmp_path / "out" / "scores" / NAME / "length").glob("*.parquet")
+    shutil.copy(path, path.with_name("gone.parquet"))  # as of a shard that went away
+    found = curate(curation(corpus, "missing(length) or length > 3"))
+    assert found["score"][NAME]["unscored"] == {"length": {"conversation": 4}}
+    path.with_name("gone.parquet").unlink()
     table = pl.read_parquet(path)
     assert table["length"].null_count() == 4
     assert set(table["length_error"]) == {"conversation"}
@@ -238,10 +244,17 @@ def test_a_picture_that_went_after_it_was_scored_is_an_error(tmp_path: Path, cal
     assert_one_message(words, "000000003", "bring them back")
 
 
-def test_faces_of_a_conversation_are_not_left_unblurred_in_silence(tmp_path: Path) -> None:
-    fields = {"conversations": Talk(SAID, (A,)).turns(), "face_bboxes": [[0, 0, 1, 1]]}
-    files = {"a.0.jpg": picture(random.Random(0)), "a.json": json.dumps(fields).encode()}
-    write_tar(tmp_path / "raw" / "0.tar", files)
+@pytest.mark.parametrize("kind", ["tars", "tables"])
+def test_faces_of_a_conversation_are_not_left_unblurred_in_silence(
+    tmp_path: Path, kind: str
+) -> None:
+    turns, faces = Talk(SAID, (A,)).turns(), [[0.0, 0.0, 1.0, 1.0]]
+    if kind == "tars":
+        fields = json.dumps({"conversations": turns, "face_bboxes": faces}).encode()
+        write_tar(tmp_path / "raw" / "0.tar", {"a.0.jpg": A, "a.json": fields})
+    else:
+        rows = {"conversations": [turns], "images": [[A]], "face_bboxes": [faces]}
+        write_table(tmp_path / "raw" / "0.parquet", rows)
     asked = Curation(
         inputs={NAME: tmp_path / "raw"}, out=tmp_path / "out", blur=True, duplicates=None
     )
@@ -259,3 +272,17 @@ def test_a_wrong_folder_of_pictures_is_refused_and_leaves_no_scores(
     refused = told(call, (path, tmp_path), tmp_path / "out", "only=score")
     assert_one_message(refused, "60 of the 100 conversations", "check image_root")
     assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_a_short_listing_without_any_picture_is_refused_and_the_short_end_of_a_long_one_is_not(
+    tmp_path: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, root = LAYOUTS["llava"](tmp_path / "data", [Talk(SAID, (A,))] * 3)
+    refused = told(call, (path, tmp_path), tmp_path / "out", "only=score")
+    assert_one_message(refused, "3 of the 3 conversations", "check image_root")
+    assert root is not None
+    (root / "coco" / "2" / "0.jpg").unlink()
+    monkeypatch.setattr(shards, "_ENTRIES", 2)
+    funnel = curated(call, (path, root), tmp_path / "out", "duplicates=null")["funnel"][NAME]
+    assert funnel["unreadable"] == {"missing_image": 1}
+    assert funnel["kept"] == {"samples": 2}

@@ -43,7 +43,15 @@ def test_what_is_kept_is_read_as_it_was(tmp_path: Path, call: Run, layout: str) 
     assert "never by a picture alone" in page
 
 
-@pytest.mark.parametrize("layout", ["llava", "tables"])
+@pytest.mark.parametrize(
+    "layout",
+    ["llava", "tables"]
+    + [
+        pytest.param(one, marks=pytest.mark.slow)
+        for one in LAYOUTS
+        if one not in ("llava", "tables")
+    ],
+)
 def test_packs_of_the_new_shards_hold_the_documents_of_the_old(
     tmp_path: Path, call: Run, layout: str
 ) -> None:
@@ -92,6 +100,21 @@ def test_workers_and_starting_again_change_no_byte(tmp_path: Path, call: Run, la
     lost.unlink()
     curated(call, given, tmp_path / "two", "window=2", "only=reshard")
     assert tree(tmp_path / "two") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("runs_of_four")
+def test_ray_writes_what_this_process_writes(
+    tmp_path: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    if ray.is_initialized():
+        ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given = LAYOUTS["llava"](tmp_path / "data", TALKS)
+    curated(call, given, tmp_path / "here", "window=2")
+    curated(call, given, tmp_path / "there", "window=2", "engine=ray")
+    assert tree(tmp_path / "there") == tree(tmp_path / "here")
 
 
 @pytest.mark.usefixtures("runs_of_four")

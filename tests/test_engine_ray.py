@@ -108,6 +108,17 @@ def test_what_workers_warn_of_is_said_here(session, caplog):
     assert found == [("openqwen2vl.somewhere", f"{x} is odd") for x in (3, 5)]
 
 
+def warn_and_fail(x):
+    warn(x)
+    raise ShardError("it broke")
+
+
+def test_what_workers_warn_of_before_they_fail_is_said_here_too(session, caplog):
+    with pytest.raises(ShardError, match="it broke"):
+        list(map_shards_ray(warn_and_fail, [3]))
+    assert [record.getMessage() for record in caplog.records] == ["3 is odd"]
+
+
 def test_few_results_wait(session, tmp_path):
     paths = [tmp_path / str(n) for n in range(30)]
     results = map_shards_ray(begin, paths)

@@ -12,7 +12,8 @@ from support.gpus import most_at_once, visits
 from support.runs import Run, assert_one_message
 
 from openqwen2vl.engine.placement import VISIBLE
-from openqwen2vl.engine.ray import _call_on_gpus, map_shards_ray
+from openqwen2vl.engine.ray import map_shards_ray
+from openqwen2vl.engine.ray_worker import call_on_gpus
 
 ray = pytest.importorskip("ray")
 
@@ -92,16 +93,16 @@ def seen(number: int) -> tuple[int, str | None]:
 def test_a_worker_that_is_given_another_gpu_leaves_the_call_to_a_process_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("openqwen2vl.engine.ray._GPUS", {})
+    monkeypatch.setattr("openqwen2vl.engine.ray_worker._GPUS", {})
     monkeypatch.setenv(VISIBLE, "0")
-    first = _call_on_gpus(seen, 0)
+    first = call_on_gpus(seen, 0)
     assert first == ((os.getpid(), "0"), [])
     monkeypatch.setenv(VISIBLE, "1")
-    (process, gpu), _ = _call_on_gpus(seen, 0)
+    (process, gpu), _ = call_on_gpus(seen, 0)
     assert gpu == "1"
     assert process != os.getpid()
     monkeypatch.setenv(VISIBLE, "0")
-    assert _call_on_gpus(seen, 0) == first
+    assert call_on_gpus(seen, 0) == first
 
 
 def test_more_gpus_than_a_machine_has_are_told(gpus: None, tmp_path: Path, call: Run) -> None:

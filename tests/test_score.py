@@ -18,6 +18,7 @@ from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorers.image import ImageScorer
 from openqwen2vl.curation.scorers.text import TextScorer
 from openqwen2vl.curation.scores import ScoreError, read_facts
+from openqwen2vl.engine import resident
 from openqwen2vl.engine.local import map_inline, map_shards
 from openqwen2vl.formats.errors import ShardError
 
@@ -192,7 +193,7 @@ def test_a_process_scores_with_one_scorer_and_keeps_none(raw, tmp_path):
 
     score_source(raw, "tiny", [Heavy()], tmp_path / "scores", unpickled)
     assert len(used) == 1
-    assert score._resident == {}
+    assert resident._kept == {}
 
 
 @pytest.mark.parametrize("kind", ["shards", "scorers"])

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from support.samples import LengthScorer, samples_of
 
-from openqwen2vl.curation.score import LEAST_SAMPLES, score_source
+from openqwen2vl.curation.limits import LEAST_SAMPLES
+from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scores import ScoreError, list_scores, read_facts
 from openqwen2vl.formats.errors import ImageError
 

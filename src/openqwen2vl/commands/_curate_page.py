@@ -13,9 +13,11 @@ from openqwen2vl.curation.examples import Example, draw_examples
 from openqwen2vl.curation.funnel import LOSSES, funnel
 from openqwen2vl.curation.histograms import Histogram, histograms
 from openqwen2vl.curation.request import Curation
+from openqwen2vl.curation.samples import Sample
 from openqwen2vl.curation.shards import of_conversations
 from openqwen2vl.formats.errors import ImageError
 from openqwen2vl.formats.images import decode_image
+from openqwen2vl.formats.rejects import Unusable
 from openqwen2vl.pages.axes import Mark
 from openqwen2vl.pages.bars import STYLE, Bar, bars
 from openqwen2vl.pages.histogram import Layer, histogram
@@ -184,19 +186,20 @@ def _tile(example: Example) -> Tile:
         lines.append((example.reason, "bad"))
     if example.detail:
         lines.append((example.detail, "soft"))
-    picture = None if sample.image is None else _picture(sample.read())
-    return Tile(lines, picture, caption)
+    return Tile(lines, _picture(sample), caption)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _CAPTION else f"{text[:_CAPTION]}..."
 
 
-def _picture(data: bytes) -> bytes | None:
-    """Give a small JPEG, nothing for a picture that cannot be decoded."""
+def _picture(sample: Sample) -> bytes | None:
+    """Give a small JPEG, nothing without a picture that can be read and decoded."""
+    if sample.image is None:
+        return None
     try:
-        pixels = decode_image(data, _SIDE)
-    except ImageError:
+        pixels = decode_image(sample.read(), _SIDE)
+    except (ImageError, Unusable):
         return None
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=80)

@@ -6,6 +6,7 @@ the settings are told whole.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from openqwen2vl.curation.request import Curation
 from openqwen2vl.curation.scores import ScoreError, list_scores, read_facts, stamp
-from openqwen2vl.curation.shards import shard_name
+from openqwen2vl.curation.shards import image_root_of, shard_name
 from openqwen2vl.formats.errors import ConfigError
 
 MADE_OF = "made_of"
@@ -33,7 +34,9 @@ def selection_is_made_of(curation: Curation) -> dict[str, str]:
     return {
         "what to keep": _hash({name: asdict(rule) for name, rule in chosen.sources.items()}),
         "lists of uids": _hash([sorted(chosen.lists), *_stamps(lists)]),
-        "inputs": _hash([[n, *_stamps(_data(folder))] for n, folder in sorted(used.items())]),
+        "inputs": _hash(
+            [[n, *_roots(curation, n), *_stamps(_data(path))] for n, path in sorted(used.items())]
+        ),
         "tables": _hash([found for path in tables for found in _stamps(_parquet(path))]),
         "scores": _hash(
             [s for name in sorted(used) for s in _stamps(_scores(curation.scores / name))]
@@ -92,6 +95,12 @@ def check_scores(curation: Curation) -> None:
                         f"{shards[path.stem]} changed after {path} was made; score it again: "
                         "only=score overwrite=true"
                     )
+                if facts.image_root != image_root_of(shards[path.stem]):
+                    raise ScoreError(
+                        f"{path} was made with image_root={facts.image_root}, which is "
+                        f"{image_root_of(shards[path.stem])} now; score it again: only=score "
+                        "overwrite=true"
+                    )
                 identities[_hash(facts.scorer)] = path
             if len(identities) > 1:
                 one, other = list(identities.values())[:2]
@@ -99,6 +108,12 @@ def check_scores(curation: Curation) -> None:
                     f"{one} and {other} were made with other settings or weights; make them alike: "
                     "only=score overwrite=true"
                 )
+
+
+def _roots(curation: Curation, name: str) -> list[str]:
+    """Give the folder of an input's pictures, if it has one."""
+    root = curation.image_roots.get(name)
+    return [] if root is None else [os.path.abspath(root)]
 
 
 def _data(folder: Path) -> list[Path]:

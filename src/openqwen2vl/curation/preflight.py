@@ -14,7 +14,7 @@ from openqwen2vl.curation.selection.expression import (
 )
 from openqwen2vl.curation.selection.select import Rule
 from openqwen2vl.curation.selection.tables import FREQUENCY, IDENTITY
-from openqwen2vl.curation.shards import is_listing, of_conversations
+from openqwen2vl.curation.shards import FACES, is_listing, of_conversations
 from openqwen2vl.formats.errors import ConfigError
 
 _NEEDS = {
@@ -62,6 +62,7 @@ def check_request(curation: Curation) -> None:
         except ConfigError as error:
             raise ConfigError(f"keep of {name}: {error}") from error
     _check_duplicates(curation)
+    _tell_faces(curation)
 
 
 def _known(curation: Curation, name: str) -> set[str]:
@@ -134,8 +135,20 @@ def _check_duplicates(curation: Curation) -> None:
                 _LOG.warning(text, rule.input, " and ".join(by))
 
 
+def _tell_faces(curation: Curation) -> None:
+    """Say of which inputs no face will be blurred; a conversation with boxes stops the last step."""
+    for name in sorted({rule.input for rule in curation.chosen.sources.values()}):
+        if curation.blur and of_conversations(curation.shards_of(name)):
+            text = (
+                "%s holds conversations, whose faces blur does not find: resharding stops at the "
+                "first with %s; blur their pictures before, or set blur=false"
+            )
+            _LOG.warning(text, name, FACES)
+
+
 def _needed(criterion: str, conversations: bool) -> list[tuple[str, ...]]:
     """Give the columns that a criterion needs: one of each tuple."""
     if conversations:
-        return [("caption_hash",), ("pictures",)] if criterion == "pair" else []
+        needed = [("caption_hash",), ("pictures",), ("sha256", "phash")]
+        return needed if criterion == "pair" else []
     return [_NEEDS[criterion]] if criterion in _NEEDS else []

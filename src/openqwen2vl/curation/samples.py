@@ -5,17 +5,14 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any
 
-from openqwen2vl.curation.shards import ConversationShard, RawShard
+from openqwen2vl.curation.shards import FACES, ConversationShard, RawShard
 from openqwen2vl.formats.cells import CellReader, is_cell
 from openqwen2vl.formats.documents import Document, ImageRef, Turn
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.interleaved import DEFAULT_RULES
 from openqwen2vl.formats.parquet import ParquetShard, read_parquet_items
 from openqwen2vl.formats.raw import read_raw_items
-from openqwen2vl.formats.rejects import Reject
-
-FACES = "face_bboxes"
-"""The field of a sample that holds DataComp's boxes."""
+from openqwen2vl.formats.rejects import Reject, Unusable
 
 _TABLE = ".parquet"
 
@@ -93,7 +90,9 @@ class Sample:
         """Give the bytes of one of ``images``.
 
         Raises:
-            ShardError: the shard or the file went away or was cut since it was read.
+            Unusable: ``missing_image``, when a file of its own may not be read.
+            ShardError: the shard or the file went away or was cut since it was read, or the disk
+                does not give it.
         """
         if is_cell(image):
             return (self.cells or Cells()).read(image)
@@ -103,6 +102,12 @@ class Sample:
                 data = file.read(image.size)
         except FileNotFoundError as error:
             raise ShardError(f"{image.path} went away while its images were needed") from error
+        except OSError as error:
+            # In a tar nothing begins at 0: this is a file of the picture's own.
+            if isinstance(error, PermissionError) and image.offset == 0:
+                raise Unusable("missing_image", f"{image.path} may not be read") from error
+            # The disk's or the network's fault, which may be gone tomorrow.
+            raise ShardError(f"{image.path} cannot be read ({error.strerror})") from error
         if len(data) != image.size:
             raise ShardError(
                 f"{image.path} was cut while its images were needed: {self.key} has "

@@ -5,39 +5,34 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from openqwen2vl.curation.batches import Batches
+from openqwen2vl.curation.limits import check_pictures, count_errors
 from openqwen2vl.curation.samples import Sample, read_samples
-from openqwen2vl.curation.scorer import NO_PAIR, Scorer, error_column, identity, wants_gpu
+from openqwen2vl.curation.scorer import Scorer, error_column, identity, wants_gpu
 from openqwen2vl.curation.scores import (
     ScoreError,
     ScoreFacts,
     is_current,
+    is_of_samples,
     score_path,
     stamp,
     write_scores,
 )
-from openqwen2vl.curation.shards import ConversationShard, RawShard, shard_name
+from openqwen2vl.curation.shards import RawShard, image_root_of, shard_name
 from openqwen2vl.curation.unreadable import Ledger, ledgers
 from openqwen2vl.engine.local import Mapper, map_inline
+from openqwen2vl.engine.resident import forget, keep
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.rejects import Reject
 from openqwen2vl.packing.locks import one_writer
 
-LEAST_SAMPLES = 100
-"""Fewer samples in a shard say nothing of how a scorer does."""
-
-MOST_ERRORS = 0.5
-"""The share of a shard's samples that may lack a score; more are no longer the samples' fault."""
-
 _runs = itertools.count()
-# What this process scored with last: it has loaded weights, which a shard's job does not bring.
-_resident: dict[tuple[str, str], Batches] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +91,9 @@ def score_source(
     """Score every raw shard with every scorer that has no scores of it yet.
 
     What is there is looked at before anything is scored. The files' bytes depend neither on the
-    mapper nor on when and how often a run was broken off, nor on which scorers run together.
+    mapper nor on when and how often a run was broken off, nor on which scorers run together. Only
+    where memory runs out do they: a process then goes on with fewer samples at once, and what a
+    network computes may differ in its last bits.
     First come the scorers that run on a GPU, then the others with all cores, so that no GPU is
     held by who does not use it; those of either kind read a shard once.
 
@@ -106,7 +103,8 @@ def score_source(
         scorers: as they were built, with names of their own.
         folder: holds the scores of all sources.
         mapper: maps ``score_shard`` over jobs, each of one shard.
-        overwrite: whether scores that were made from something else may go.
+        overwrite: whether scores that were made from something else may go. Shards that lacked
+            pictures in files of their own are read again then, and scored if they have others.
         unreadable: holds the ledgers of all sources, as of ``unreadable``: each shard that is read
             leaves one there; None: what cannot be read is counted alone.
 
@@ -116,7 +114,7 @@ def score_source(
     Raises:
         ScoreError: there are scores that were made from something else, two shards or scorers
             have one name, a scorer takes no samples at a time, or it could not score more than
-            ``MOST_ERRORS`` of a shard.
+            ``limits.MOST_ERRORS`` of a shard.
         ShardError: a raw shard is missing, or changes while it is read.
         UserError: the disk is full, or the memory does not hold a single sample.
         RuntimeError: a scorer failed on a sample that is not to blame; see ``batches``. Its shard
@@ -156,7 +154,7 @@ def score_source(
             for _ in mapper(score_shard, kind) if kind else ():
                 pass
     finally:
-        _resident.clear()
+        forget()
     return paths
 
 
@@ -181,8 +179,8 @@ def score_shard(job: ScoreJob) -> list[Path]:
         The files of scores.
 
     Raises:
-        ScoreError: a scorer could not score more than ``MOST_ERRORS`` of the shard, or so many
-            conversations lack a picture.
+        ScoreError: a scorer could not score more than ``limits.MOST_ERRORS`` of the shard, or
+            so many conversations lack a picture.
         ShardError: the raw shard is missing, or changes while it is read.
         UserError: the disk is full, or the memory does not hold a single sample.
         RuntimeError: a scorer failed on a sample that is not to blame.
@@ -193,7 +191,8 @@ def score_shard(job: ScoreJob) -> list[Path]:
             if is_current(task.path, job.shard, job.source, task.identity, job.overwrite):
                 continue
             items = items or _read(job)
-            _write(job, task, items)
+            if not (job.overwrite and _holds_still(job, task, items)):
+                _write(job, task, items)
     return [task.path for task in job.tasks]
 
 
@@ -215,7 +214,7 @@ def _read(job: ScoreJob) -> _Items:
             rejects.append(item)
         else:
             samples.append(item)
-    _check_pictures(job.shard, rejects, len(samples))
+    check_pictures(job.shard, rejects, len(samples))
     if job.ledger is not None and stamp(job.shard) == before:
         # Before the scores: where they are, a new start does not read the shard again.
         job.ledger.write(rejects, before)
@@ -223,21 +222,14 @@ def _read(job: ScoreJob) -> _Items:
     return _Items(samples, dict(sorted(counts.items())), before)
 
 
-def _check_pictures(shard: RawShard, rejects: Sequence[Reject], sound: int) -> None:
-    """Refuse conversations of which most lack a picture: a wrong folder must not become final."""
-    lost = [one for one in rejects if one.reason == "missing_image"]
-    count = sound + len(rejects)
-    named = isinstance(shard, ConversationShard) and not isinstance(shard.part, Path)
-    if named and count >= LEAST_SAMPLES and len(lost) > MOST_ERRORS * count:
-        raise ScoreError(
-            f"{len(lost)} of the {count} conversations of {shard} lack a picture, the first, "
-            f"{lost[0].key}, since: {lost[0].detail}; check image_root, and whether all folders of "
-            f"pictures are there: at most {MOST_ERRORS:.0%} may lack theirs"
-        )
+def _holds_still(job: ScoreJob, task: Task, items: _Items) -> bool:
+    """Whether scores that were in doubt, since pictures were missing, are of the samples of now."""
+    keys = [sample.key for sample in items.samples]
+    return is_of_samples(task.path, job.shard, job.source, task.identity, keys, items.rejects)
 
 
 def _write(job: ScoreJob, task: Task, items: _Items) -> None:
-    batches = _own(job.run, task.scorer)
+    batches = keep(job.run, task.scorer.name, partial(Batches, task.scorer))
     scorer, samples = batches.scorer, items.samples
     rows: dict[str, list[Any]] = {
         "key": [sample.key for sample in samples],
@@ -250,40 +242,18 @@ def _write(job: ScoreJob, task: Task, items: _Items) -> None:
     table = _table(rows, scorer)
     if stamp(job.shard) != items.stamp:
         raise ShardError(f"{job.shard} changed while it was scored; start again when it is whole")
-    errors = _count_errors(table, error_column(scorer), job.shard, scorer.name)
+    errors = count_errors(table, error_column(scorer), job.shard, scorer.name)
     facts = ScoreFacts(
         source=job.source,
         shard=shard_name(job.shard),
         bytes=items.stamp[0],
         mtime_ns=items.stamp[1],
+        image_root=image_root_of(job.shard),
         scorer=task.identity,
         rejects=items.rejects,
         errors=errors,
     )
     write_scores(task.path, table, facts)
-
-
-def _count_errors(table: pa.Table, column: str, shard: RawShard, scorer: str) -> int:
-    """Count the samples that lack a score; too large a share of them must not become final."""
-    rows = table.num_rows
-    errors: int = rows - table[column].null_count
-    # That a conversation is no pair says nothing of how the scorer does.
-    failed = pc.fill_null(pc.not_equal(table[column], NO_PAIR), False)
-    if rows >= LEAST_SAMPLES and pc.sum(failed).as_py() > MOST_ERRORS * rows:
-        first = table.filter(failed).slice(0, 1).to_pylist()[0]
-        raise ScoreError(
-            f"{scorer} could not score {errors} of the {rows} samples of {shard}, the first, "
-            f"{first['key']}, since: {first[column]}; at most {MOST_ERRORS:.0%} of a shard may lack "
-            "a score: check the scorer's settings, or mend the shard or take it away"
-        )
-    return errors
-
-
-def _own(run: str, scorer: Scorer) -> Batches:
-    """Give what this process scores a run with: the scorers of its first jobs."""
-    if any(key[0] != run for key in _resident):
-        _resident.clear()
-    return _resident.setdefault((run, scorer.name), Batches(scorer))
 
 
 def _table(rows: dict[str, list[Any]], scorer: Scorer) -> pa.Table:

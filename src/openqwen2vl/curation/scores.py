@@ -5,6 +5,7 @@ order: ``key``, ``uid``, the scorer's columns, and ``SCORER_error``, which says 
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openqwen2vl.curation.shards import RawShard, shard_file, shard_name
+from openqwen2vl.curation.shards import (
+    RawShard,
+    has_files_beside,
+    image_root_of,
+    shard_file,
+    shard_name,
+)
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.formats.files import atomic_file
 
@@ -38,6 +45,7 @@ class ScoreFacts:
         scorer: ``scorer.identity``.
         rejects: how many samples could not be read, by reason.
         errors: how many rows lack a score.
+        image_root: folder of the pictures that the shard names by path; None without one.
     """
 
     source: str
@@ -47,6 +55,7 @@ class ScoreFacts:
     scorer: dict[str, Any]
     rejects: dict[str, int] = field(default_factory=dict)
     errors: int = 0
+    image_root: str | None = None
 
 
 def score_path(folder: Path, source: str, scorer: str, shard: str) -> Path:
@@ -91,6 +100,8 @@ def write_scores(path: Path, table: pa.Table, facts: ScoreFacts) -> None:
         UserError: the disk is full, or nothing may be written there.
     """
     told = {"version": VERSION, **asdict(facts)}
+    if facts.image_root is None:
+        del told["image_root"]
     text = json.dumps(told, sort_keys=True, ensure_ascii=False)
     table = table.replace_schema_metadata({_FACTS: text.encode()})
     with atomic_file(path) as file:
@@ -130,7 +141,8 @@ def is_current(
         source: name of the corpus.
         scorer: ``scorer.identity``.
         overwrite: whether scores of another shard or scorer may be written over: they count as
-            none then.
+            none then. So do those of a shard that lacked pictures in files of their own, which may
+            have come since; see ``is_of_samples``.
 
     Raises:
         ScoreError: they were made from something else, which is named.
@@ -140,7 +152,8 @@ def is_current(
     if not path.exists():
         return False
     try:
-        faults = _differences(read_facts(path), source, raw, (size, mtime_ns), scorer)
+        facts = read_facts(path)
+        faults = _differences(facts, source, raw, (size, mtime_ns), scorer)
     except ScoreError:
         if overwrite:
             return False
@@ -150,7 +163,41 @@ def is_current(
             f"{path} was made from something else:\n  " + "\n  ".join(faults) + "\n"
             "say overwrite=true to score again, or choose another out"
         )
-    return not faults
+    # The shard's own stamp does not tell of pictures beside it.
+    may_have_come = overwrite and has_files_beside(raw) and "missing_image" in facts.rejects
+    return not (faults or may_have_come)
+
+
+def is_of_samples(
+    path: Path,
+    raw: RawShard,
+    source: str,
+    scorer: dict[str, Any],
+    keys: Sequence[str],
+    rejects: Mapping[str, int],
+) -> bool:
+    """Whether a shard's scores hold, and are of the very samples that it has now.
+
+    Args:
+        path: of ``score_path``.
+        raw: the raw shard as it is now.
+        source: name of the corpus.
+        scorer: ``scorer.identity``.
+        keys: of the samples, in the shard's order.
+        rejects: how many others there are, by reason.
+
+    Raises:
+        ShardError: the raw shard is missing.
+    """
+    now = stamp(raw)
+    try:
+        facts = read_facts(path)
+        if _differences(facts, source, raw, now, scorer) or facts.rejects != rejects:
+            return False
+        then = pq.read_table(path, columns=["key"], use_threads=False)["key"]
+    except (ScoreError, OSError, pa.ArrowException):
+        return False
+    return bool(then.to_pylist() == list(keys))
 
 
 def _differences(
@@ -164,6 +211,8 @@ def _differences(
         faults.append(f"{raw} had {facts.bytes} bytes then, {now[0]} now")
     elif facts.mtime_ns != now[1]:
         faults.append(f"{raw} was last changed at {facts.mtime_ns} ns then, {now[1]} ns now")
+    if facts.image_root != image_root_of(raw):
+        faults.append(f"image_root was {facts.image_root} then, is {image_root_of(raw)} now")
     known = json.loads(json.dumps(scorer))
     for name in sorted({*facts.scorer, *known}):
         was, is_ = (told.get(name, "not there") for told in (facts.scorer, known))

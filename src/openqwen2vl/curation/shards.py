@@ -4,10 +4,11 @@ An input is of one kind. Which one, a listing says by what it is, tables by thei
 by most of the first samples that can be read; what is of the other kind becomes a reject.
 """
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from openqwen2vl.formats.interleaved import DEFAULT_RULES
 from openqwen2vl.formats.listing import ListingShard, listing_shards, read_listing_items
 from openqwen2vl.formats.parquet import (
     ParquetShard,
-    holds_conversations,
-    holds_images,
+    holds_images_and_conversations,
     read_parquet_items,
 )
 from openqwen2vl.formats.raw import read_raw_items
@@ -31,6 +31,9 @@ LISTINGS = (".json", ".jsonl")
 
 RUN = r"~\d{5,}$"
 """The end of the name of a run of a listing's entries; uids leave it out."""
+
+FACES = "face_bboxes"
+"""The field of a sample that holds DataComp's boxes."""
 
 _TABLE = ".parquet"
 _ENTRIES = 10_000  # of a listing in a shard, as img2dataset cuts pairs
@@ -65,7 +68,7 @@ class ConversationShard:
         if isinstance(self.part, ListingShard):
             return read_listing_items(self.part, source)
         if isinstance(self.part, ParquetShard):
-            return read_parquet_items(self.part, source, DEFAULT_RULES)
+            return read_parquet_items(self.part, source, DEFAULT_RULES, (FACES,))
         return read_raw_items(self.part, source)
 
 
@@ -81,6 +84,19 @@ def shard_name(shard: RawShard) -> str:
 def shard_file(shard: RawShard) -> Path:
     """Give the file that a shard is, or is a part of."""
     return shard if isinstance(shard, Path) else shard_path(shard.part)
+
+
+def has_files_beside(shard: RawShard) -> bool:
+    """Whether pictures of a shard may be files of their own, which its own stamp does not tell of."""
+    return isinstance(shard, ConversationShard) and not isinstance(shard.part, Path)
+
+
+def image_root_of(shard: RawShard) -> str | None:
+    """Give the folder that the paths of a shard's pictures start from; None without one."""
+    if not isinstance(shard, ConversationShard) or isinstance(shard.part, Path):
+        return None
+    root = shard.part.image_root
+    return None if root is None else os.path.abspath(root)
 
 
 def name_in_uids(shard: str) -> str:
@@ -110,12 +126,11 @@ def shards_of(folder: Path, image_root: Path | None = None) -> list[RawShard]:
         image_root: folder of the images that a listing or a table names by path.
 
     Raises:
-        ShardError: the listing or its folder of images is missing, or it lists nothing.
+        ShardError: the listing or its folder of images is missing, or it lists nothing; or a tar
+            leads nowhere.
     """
     if is_listing(folder):
-        found = folder.stat() if folder.is_file() else None
-        stamp = (found.st_size, found.st_mtime_ns) if found else None
-        return list(_runs(folder, image_root, stamp))
+        return list(_runs(folder, image_root, _stamp(folder) if folder.is_file() else None))
     tars = sorted(folder.glob("*.tar"))
     if tars:
         return _talks(tars) if _speaks(tars) else list(tars)
@@ -155,7 +170,7 @@ def _talks(tars: Sequence[Path]) -> list[RawShard]:
     return [ConversationShard(path.stem, path) for path in tars]
 
 
-@lru_cache(maxsize=8)
+@cache
 def _runs(
     path: Path, image_root: Path | None, stamp: tuple[int, int] | None
 ) -> tuple[RawShard, ...]:
@@ -164,11 +179,19 @@ def _runs(
     return tuple(ConversationShard(f"{path.stem}~{n:05d}", part) for n, part in enumerate(parts))
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise ShardError(f"raw shard {path} is missing") from error
+    return found.st_size, found.st_mtime_ns
+
+
 def _tables(folder: Path) -> list[Path]:
     found, decided = [], False
     for path in sorted(folder.glob(f"*{_TABLE}")):
         try:
-            shows = holds_images(path) or holds_conversations(path)
+            shows = any(_columns(path, _stamp(path)))
         except ShardError:
             found.append(path)
             continue
@@ -182,15 +205,20 @@ def _tables(folder: Path) -> list[Path]:
 
 def _converses(path: Path) -> bool:
     try:
-        return holds_conversations(path)
+        return _columns(path, _stamp(path))[1]
     except ShardError:
         return False  # all of it is a reject
 
 
+@cache
+def _columns(path: Path, stamp: tuple[int, int]) -> tuple[bool, bool]:
+    """Tell whether a table has images, and conversations; once, since inputs are asked often."""
+    return holds_images_and_conversations(path)
+
+
 def _speaks(tars: Sequence[Path]) -> bool:
     for path in tars[:_ASKED]:
-        found = path.stat()
-        kind = _kind(path, (found.st_size, found.st_mtime_ns))
+        kind = _kind(path, _stamp(path))
         if kind is not None:
             return kind
     return False

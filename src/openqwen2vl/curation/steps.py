@@ -26,12 +26,12 @@ from openqwen2vl.curation.resharding.reshard import ReshardRequest, reshard
 from openqwen2vl.curation.score import score_source
 from openqwen2vl.curation.scorer import NO_PAIR, Scorer, reads_conversations
 from openqwen2vl.curation.scorers.image import ImageScorer
-from openqwen2vl.curation.scores import list_scores, read_facts
+from openqwen2vl.curation.scores import read_facts, score_path
 from openqwen2vl.curation.selection.carried import brought, is_in_scores
 from openqwen2vl.curation.selection.expression import parse_expression
 from openqwen2vl.curation.selection.select import Rule, export_uids, select
 from openqwen2vl.curation.selection.tables import IDENTITY, SourceTables
-from openqwen2vl.curation.shards import of_conversations
+from openqwen2vl.curation.shards import RawShard, of_conversations, shard_name
 from openqwen2vl.curation.unreadable import join_ledgers, ledgers, look_through
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ConfigError, UserError
@@ -129,16 +129,19 @@ def _score(curation: Curation, mapper: Mapper, found: dict[str, Any]) -> dict[st
             )
         counts[name] = {"shards": len(shards), "scorers": [one.name for one in scorers]}
         if of_conversations(shards):
-            counts[name]["unscored"] = _no_pairs(curation, name, scorers)
+            counts[name]["unscored"] = _no_pairs(curation, name, shards, scorers)
     return counts
 
 
-def _no_pairs(curation: Curation, name: str, scorers: Sequence[Scorer]) -> dict[str, Any]:
+def _no_pairs(
+    curation: Curation, name: str, shards: Sequence[RawShard], scorers: Sequence[Scorer]
+) -> dict[str, Any]:
     """Count the conversations that scorers of pairs were not shown, by the scorer's name."""
     lost: dict[str, Any] = {}
     for scorer in scorers:
         if not reads_conversations(scorer):
-            files = list_scores(curation.scores / name / scorer.name)
+            # Of shards that went away there may be scores as well.
+            files = (score_path(curation.scores, name, scorer.name, shard_name(s)) for s in shards)
             lost[scorer.name] = {NO_PAIR: sum(read_facts(path).errors for path in files)}
     return lost
 

@@ -56,7 +56,9 @@ class Ledger:
         return _facts(self.path) == self._identity(stamp(self.shard))
 
     def write(self, rejects: Sequence[Reject], made_of: tuple[int, int]) -> None:
-        """Write it, atomically, unless it is there; the same arguments give the same bytes.
+        """Write it, atomically; the same arguments give the same bytes.
+
+        One that is there goes, though it speaks of the same shard: pictures may have come since.
 
         Args:
             rejects: of the shard, in its order.
@@ -67,8 +69,6 @@ class Ledger:
         """
         identity = self._identity(made_of)
         with one_writer(self.path):
-            if _facts(self.path) == identity:
-                return
             rows = [{name: getattr(one, name) for name in SCHEMA.names} for one in rejects]
             table = pa.Table.from_pylist(rows, SCHEMA.with_metadata({_FACTS: identity}))
             with atomic_file(self.path) as file:

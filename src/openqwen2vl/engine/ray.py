@@ -10,21 +10,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-from openqwen2vl.engine.local import Item, Progress, Result, map_shards
-from openqwen2vl.engine.placement import VISIBLE
-from openqwen2vl.engine.threads import keep_to_one_thread
+from openqwen2vl.engine.local import Item, Progress, Result
+from openqwen2vl.engine.ray_worker import call, call_on_gpus, said_before, say
 from openqwen2vl.formats.errors import UserError
 
 ADDRESS = "RAY_ADDRESS"
 """Names the cluster to use; without it a Ray of this machine's own is started."""
 
 _LOG = logging.getLogger(__name__)
-_OURS = "openqwen2vl"  # loggers whose warnings come back from the workers
-_GPUS: dict[int, str] = {}  # what a worker saw first, by its process
 _PATIENCE = 10.0  # seconds that a cluster may take to answer
 # Ray would try what its memory monitor ended again for ever.
 _ENDING = {"RAY_task_oom_retries": "3"}
@@ -79,7 +75,7 @@ def map_shards_ray(
             num_gpus=num_gpus,
             max_retries=retries,
             max_calls=0,  # Ray's own one call a process on GPUs would load weights for each shard
-        )(_call_on_gpus if num_gpus else _call)
+        )(call_on_gpus if num_gpus else call)
         waiting: deque[tuple[Item, Any]] = deque()
         count = itertools.count(1)
 
@@ -221,46 +217,6 @@ def _join(ray: Any, address: str) -> None:
         raise UserError(f"no Ray answers at {ADDRESS}={address} ({said}); {advice}") from error
 
 
-class _Ear(logging.Handler):
-    """Keeps warnings of ours, which Ray would leave in a file of the worker's machine."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[tuple[str, int, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.name.partition(".")[0] == _OURS:
-            self.said.append((record.name, record.levelno, record.getMessage()))
-
-
-def _call(
-    function: Callable[[Item], Result], item: Item
-) -> tuple[Result, list[tuple[str, int, str]]]:
-    """Run in a worker, one thread a library, as ``engine.local`` does; with what it warned of."""
-    keep_to_one_thread()
-    ear = _Ear()
-    logging.root.addHandler(ear)
-    try:
-        return function(item), ear.said
-    finally:
-        logging.root.removeHandler(ear)
-
-
-def _call_on_gpus(
-    function: Callable[[Item], Result], item: Item
-) -> tuple[Result, list[tuple[str, int, str]]]:
-    """Run in a worker that Ray has given GPUs.
-
-    CUDA knows only the GPUs that a process saw first. When Ray hands a worker others later on, a
-    process of its own does that call.
-    """
-    gpus = os.environ.get(VISIBLE, "")
-    if _GPUS.setdefault(os.getpid(), gpus) == gpus:
-        return _call(function, item)
-    (told,) = map_shards(partial(_call, function), [item], workers=2, gpus=(gpus,))
-    return told
-
-
 def _result(ray: Any, item: object, reference: Any, retries: int, need: _Need) -> Any:
     """Wait for a result, and say what its worker said; raises errors as the function did."""
     told = False
@@ -273,6 +229,7 @@ def _result(ray: Any, item: object, reference: Any, retries: int, need: _Need) -
         result, said = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause: BaseException = error.cause or error
+        say(said_before(cause))
         cause.add_note(f"while working on {item}")
         raise cause from error
     except ray.exceptions.RayError as error:
@@ -280,6 +237,5 @@ def _result(ray: Any, item: object, reference: Any, retries: int, need: _Need) -
             f"the worker of {item} died {retries + 1} times ({type(error).__name__}); was it short "
             "of memory? take fewer workers"
         ) from error
-    for name, level, message in said:
-        logging.getLogger(name).log(level, "%s", message)
+    say(said)
     return result

@@ -115,8 +115,12 @@ def read_parquet_items(
             first = end
 
 
-def holds_images(path: Path) -> bool:
-    """Whether a file has a column of images' bytes, rather than of their paths, or none.
+def holds_images_and_conversations(path: Path) -> tuple[bool, bool]:
+    """Tell what a file's rows are read as, by its columns alone.
+
+    Returns:
+        Whether a column holds images' bytes, rather than their paths, or none; and whether the
+        rows are conversations.
 
     Raises:
         ShardError: it cannot be opened.
@@ -125,19 +129,11 @@ def holds_images(path: Path) -> bool:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise ShardError(f"{path} cannot be opened: {_first_line(error)}") from error
-    return any(_has_bytes(schema.field(name).type) for name in _IMAGES if name in schema.names)
+    shows = any(_has_bytes(schema.field(name).type) for name in _IMAGES if name in schema.names)
+    return shows, _converses(schema)
 
 
-def holds_conversations(path: Path) -> bool:
-    """Whether a file's rows are read as conversations, by its columns alone.
-
-    Raises:
-        ShardError: it cannot be opened.
-    """
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"{path} cannot be opened: {_first_line(error)}") from error
+def _converses(schema: pa.Schema) -> bool:
     spoken = next((name for name in _SPOKEN if name in schema.names), None)
     if spoken != "texts":
         return spoken in ("conversations", "messages")

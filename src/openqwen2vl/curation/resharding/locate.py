@@ -80,8 +80,9 @@ class Located:
     """The index file of a raw shard.
 
     Attributes:
-        raw: the tar, the table with images in it, or a shard of conversations.
-        tar: that tar or listing, or what is unpacked of the table.
+        name: of the raw shard.
+        file: that it is or is a part of: a tar, a table or a listing.
+        tar: that file, or what is unpacked of the table.
         path: the index file.
         samples: its rows.
         bytes: what they will take up in a tar, about.
@@ -89,7 +90,8 @@ class Located:
         stamp: bytes of the raw shard and time of its last change, in ns.
     """
 
-    raw: RawShard
+    name: str
+    file: Path
     tar: Path
     path: Path
     samples: int
@@ -114,8 +116,8 @@ class Located:
         Raises:
             ShardError: it changed or went away.
         """
-        if stamp(self.raw) != self.stamp:
-            raise ShardError(f"{self.raw} changed while its samples were copied; start again")
+        if stamp(self.file) != self.stamp:
+            raise ShardError(f"{self.file} changed while its samples were copied; start again")
 
 
 def locate_shard(job: LocateJob) -> Located:
@@ -133,7 +135,8 @@ def locate_shard(job: LocateJob) -> Located:
         size = _known(job.path, identity) if job.tar.is_file() else None
         if size is None:
             size = _write(job, identity)
-    return Located(job.raw, job.tar, job.path, job.shard.rows, size, identity, found)
+    file = shard_file(job.raw)
+    return Located(job.shard.name, file, job.tar, job.path, job.shard.rows, size, identity, found)
 
 
 def _known(path: Path, identity: str) -> int | None:

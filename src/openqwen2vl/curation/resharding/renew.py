@@ -10,8 +10,7 @@ from typing import Any
 
 from openqwen2vl.curation.resharding.blur import Blurred, blur_faces
 from openqwen2vl.curation.resharding.locate import SCORE
-from openqwen2vl.curation.samples import FACES
-from openqwen2vl.curation.shards import name_in_uids
+from openqwen2vl.curation.shards import FACES, name_in_uids
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.rejects import Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid

@@ -17,9 +17,8 @@ from openqwen2vl.curation.resharding.kept import KeptTable
 from openqwen2vl.curation.resharding.locate import LocateJob, locate_shard
 from openqwen2vl.curation.resharding.resharded import FORMAT_VERSION, ReshardManifest
 from openqwen2vl.curation.resharding.rewrite import NewShard, WriteJob, write_shard
-from openqwen2vl.curation.samples import FACES
 from openqwen2vl.curation.scores import stamp
-from openqwen2vl.curation.shards import RawShard, shard_file, shards_at
+from openqwen2vl.curation.shards import FACES, RawShard, shard_file, shards_at
 from openqwen2vl.engine.local import Mapper, map_inline
 from openqwen2vl.formats.errors import ShardError, UserError
 from openqwen2vl.formats.files import tell_full_disk

@@ -5,6 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,6 @@ from openqwen2vl.curation.resharding.conversations import PICTURES
 from openqwen2vl.curation.resharding.deal import Hand
 from openqwen2vl.curation.resharding.locate import NOWHERE, Located
 from openqwen2vl.curation.resharding.renew import Old, renewed
-from openqwen2vl.curation.shards import shard_name
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.formats.tar import END
@@ -140,18 +140,38 @@ class _Tars:
         """Give bytes ``[offset, offset + size)``; none for what is nowhere."""
         if offset == NOWHERE:
             return b""
+        with _telling(path):
+            data = os.pread(self._descriptor(path), size, offset)
+        if len(data) != size:
+            raise ShardError(f"{path} was cut while its samples were copied; start again")
+        return data
+
+    def size(self, path: Path) -> int:
+        """Give how many bytes a file has now."""
+        with _telling(path):
+            return os.fstat(self._descriptor(path)).st_size
+
+    def _descriptor(self, path: Path) -> int:
         descriptor = self._open.get(path)
         if descriptor is None:
             if len(self._open) >= self._MOST_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
-            try:
-                descriptor = self._open[path] = os.open(path, os.O_RDONLY)
-            except FileNotFoundError as error:
-                raise ShardError(f"{path} went away while its samples were copied") from error
-        data = os.pread(descriptor, size, offset)
-        if len(data) != size:
-            raise ShardError(f"{path} was cut while its samples were copied; start again")
-        return data
+            descriptor = self._open[path] = os.open(path, os.O_RDONLY)
+        return descriptor
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Tell what the disk or the network says of a file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ShardError(f"{path} went away while its samples were copied") from error
+    except OSError as error:
+        raise ShardError(
+            f"{path} cannot be read ({error.strerror}); its samples are kept, so mend that and "
+            "start again"
+        ) from error
 
 
 def _write(job: WriteJob) -> NewShard:
@@ -168,10 +188,10 @@ def _write(job: WriteJob) -> NewShard:
             counts["bad_boxes"] += picture.bad_boxes
             counts["unreadable"] += picture.unreadable
             if picture.unreadable:
-                left_out.append([shard_name(located.raw), row["key"], row["uid"]])
+                left_out.append([located.name, row["key"], row["uid"]])
         file.write(END)
         digest.update(END)
-        for located in {file.raw: file for files in job.located for file in files}.values():
+        for located in {file.name: file for files in job.located for file in files}.values():
             located.check()
     size += len(END)
     blurred = dict(counts) if job.blur else {}
@@ -196,13 +216,10 @@ def _rows(job: WriteJob) -> Iterator[tuple[Located, dict[str, Any]]]:
 
 
 def _old(source: str, located: Located, row: Mapping[str, Any], tars: _Tars) -> Old:
-    shard = shard_name(located.raw)
+    shard = located.name
     if PICTURES in row:
         content = tars.read(located.tar, row["json_at"], row["json_size"])
-        pictures = tuple(
-            (told["ending"], tars.read(Path(told["file"] or located.tar), told["at"], told["size"]))
-            for told in row[PICTURES]
-        )
+        pictures = tuple((told["ending"], _picture(located, told, tars)) for told in row[PICTURES])
         return Old(source, shard, row, b"", None, content, pictures)
     image, text, content = (
         tars.read(located.tar, row[f"{kind}_at"], row[f"{kind}_size"])
@@ -210,3 +227,14 @@ def _old(source: str, located: Located, row: Mapping[str, Any], tars: _Tars) -> 
     )
     has_text = row["text_at"] != NOWHERE
     return Old(source, shard, row, image, text if has_text else None, content)
+
+
+def _picture(located: Located, told: Mapping[str, Any], tars: _Tars) -> bytes:
+    """Give a picture of a conversation, whose file, if it has one, no stamp tells of."""
+    path = Path(told["file"] or located.tar)
+    if told["file"] and (now := tars.size(path)) != told["size"]:
+        raise ShardError(
+            f"{path} has {now} bytes and had {told['size']}: it changed since it was looked up; "
+            f"remove {located.path} and start again"
+        )
+    return tars.read(path, told["at"], told["size"])

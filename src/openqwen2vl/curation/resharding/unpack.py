@@ -7,7 +7,9 @@ from pathlib import Path
 from openqwen2vl.curation.resharding.conversations import image_ending
 from openqwen2vl.curation.samples import Sample, read_samples
 from openqwen2vl.curation.shards import RawShard
+from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.formats.rejects import Unusable
 from openqwen2vl.formats.tar import BLOCK, END, header
 
 
@@ -25,7 +27,7 @@ def unpack(table: RawShard, keys: Container[str], tar: Path) -> None:
         tar: where to write.
 
     Raises:
-        ShardError: the table is missing, or changes while it is read.
+        ShardError: the table is missing, or changes while it is read, or a picture may not be read.
         UserError: the disk is full.
     """
     with atomic_file(tar) as file:
@@ -45,6 +47,15 @@ def _files(sample: Sample) -> dict[str, bytes]:
             "txt": sample.caption.encode(),
             "json": json.dumps(sample.fields).encode(),
         }
-    pictures = {f"{n}.{image_ending(i)}": sample.read_image(i) for n, i in enumerate(sample.images)}
+    try:
+        images = [sample.read_image(image) for image in sample.images]
+    except Unusable as verdict:
+        raise ShardError(
+            f"{sample.key} of {sample.shard} is kept: {verdict.detail}; mend that, or score again"
+        ) from verdict
+    pictures = {
+        f"{number}.{image_ending(image)}": data
+        for number, (image, data) in enumerate(zip(sample.images, images, strict=True))
+    }
     # What JSON cannot hold, as an image's bytes in a message beside its mark, is left out.
     return {**pictures, "json": json.dumps(sample.fields, default=lambda _: None).encode()}
