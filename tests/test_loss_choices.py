@@ -5,7 +5,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,7 +234,6 @@ there.test_no_target_still_leaves_a_graph(liger_losses)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("liger_kernel") is None, reason="liger-kernel is not installed")
 def test_ligers_kernel_gives_the_same_under_tritons_interpreter() -> None:
     """The kernel's own code, run by Triton's interpreter in a process that asks for it."""
     trial = LIGER_TRIAL.format(path=[str(Path(__file__).parent)])
