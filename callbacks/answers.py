@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from hashlib import sha256
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,12 @@ from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.files import atomic_file
-from openqwen2vl.formats.tokens import load_tokenizer, special_tokens, tokenizer_hash
+from openqwen2vl.formats.tokens import (
+    SpecialTokens,
+    load_tokenizer,
+    special_tokens,
+    tokenizer_hash,
+)
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.stream import packed_data
 
@@ -92,9 +99,10 @@ class SampleAnswers(pl.Callback):
         folder = Path(trainer.default_root_dir)
         lines = []
         for document, answer in zip(documents, answers, strict=True):
-            texts = {"question": document["prompt"], "wanted": document["answer"], "given": answer}
+            texts = {"wanted": document["answer"], "given": answer}
             told = {"step": trainer.global_step, "uid": document["uid"]}
             told["picture"] = _picture(folder, document)
+            told["question"] = _question(tokenizer, special, document["prompt"])
             lines.append(told | {name: _text(tokenizer, ids) for name, ids in texts.items()})
         with (folder / "samples.jsonl").open("a") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -106,6 +114,21 @@ class SampleAnswers(pl.Callback):
 
 def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _question(
+    tokenizer: PreTrainedTokenizerFast, special: SpecialTokens, ids: Sequence[int]
+) -> str:
+    """Give what the user says in a prompt; one without turns as it is."""
+    starts = [place for place, one in enumerate(ids) if one == special.im_start]
+    said = []
+    for first, last in pairwise([*starts, len(ids)]):
+        # Some templates open the answer right behind the end of the user's turn.
+        turn = takewhile(lambda one: one != special.im_end, ids[first:last])
+        role, _, text = _text(tokenizer, list(turn)).partition("\n")
+        if role == "user":
+            said.append(text.strip())
+    return "\n".join(said) or _text(tokenizer, list(ids))
 
 
 def _picture(folder: Path, document: dict[str, Any]) -> str | None:
