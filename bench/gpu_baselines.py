@@ -8,12 +8,10 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from gpu_step import STEPS, Micro, Runner, Ways, transformers_loss
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -62,17 +60,10 @@ class TrainerLoop(Runner):
 
     by = "its loop, written out: accelerate is not installed"
 
-    def step(self, number: int) -> Tensor:
-        """Forward, backward, clipping, update."""
-        batch = self.batches[number % STEPS]
-        cuda = self.device.type == "cuda"
-        with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
-            loss = self.loss(batch)
-        loss.backward()
+    def update(self) -> None:
+        """Clip first."""
         clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.model.zero_grad()
-        return loss.detach()
+        super().update()
 
     def measure(self, warm: int, timed: int) -> dict[str, Any]:
         """Say beside the figures whose loop it was."""

@@ -149,9 +149,13 @@ class Runner:
         with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
             loss = self.loss(batch)
         loss.backward()
+        self.update()
+        return loss.detach()
+
+    def update(self) -> None:
+        """Move the weights, and let the gradients go."""
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return loss.detach()
 
     def loss(self, batch: Micro) -> Tensor:
         """Give the mean loss of a batch's targets, the way that was asked for."""
