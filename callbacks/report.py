@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,11 @@ class RunReport(pl.Callback):
         self._running = True
         if not trainer.is_global_zero:
             return
-        try:
+        with _no_end_of_the_run(f"{PLAN} was not written"):
             data = packed_data(trainer)
             phases = planned_shares(data.mixture, data.order.phases, data.global_batch)
             plan = {"steps": data.order.steps, "phases": phases}
             RunFolder(Path(trainer.default_root_dir)).write_json(PLAN, plan)
-        except Exception:
-            log.warning("%s was not written", PLAN, exc_info=True)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -72,10 +72,21 @@ class RunReport(pl.Callback):
         if not trainer.is_global_zero:
             return
         began = time.monotonic()
-        try:
+        with _no_end_of_the_run("no report of the run was written"):
             write_report(Path(trainer.default_root_dir))
-        except Exception:
-            log.warning("no report of the run was written", exc_info=True)
         now = time.monotonic()
         if self.share:
             self._due = now + (now - began) / self.share
+
+
+@contextmanager
+def _no_end_of_the_run(warning: str) -> Iterator[None]:
+    """Give a warning, with the traceback, for whatever goes wrong.
+
+    A page is for the eye and can be written by hand later: neither a full disk nor a fault of ours
+    in drawing it is worth a run of days. So any error is caught, but no request to stop.
+    """
+    try:
+        yield
+    except Exception:
+        log.warning(warning, exc_info=True)

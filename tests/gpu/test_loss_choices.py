@@ -28,6 +28,8 @@ def chosen(name: str) -> Any:
     try:
         return choose_losses(name, "cuda")
     except ConfigError as error:
+        # An older torch or no Liger is a machine without that choice; ours is on every machine.
+        assert name != "chunked"
         pytest.skip(str(error))
 
 
