@@ -27,8 +27,8 @@ from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.corpus.shards import Sample, write_raw_shard
 from openqwen2vl.formats.tokens import encode_text, special_tokens, train_tokenizer
+from openqwen2vl.packing.proof.verify import VerifyRequest, verify
 from openqwen2vl.packing.request import PackRequest, make_spec
-from openqwen2vl.packing.verify import VerifyRequest, verify
 from openqwen2vl.packing.writer import pack_folder
 
 CONTEXT, GRID, VOCABULARY, SHARDS = 4096, 12, 2048, 4

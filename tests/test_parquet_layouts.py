@@ -13,7 +13,7 @@ from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.parquet import ParquetShard, read_parquet_shard
 from openqwen2vl.formats.rejects import Reject
 from openqwen2vl.packing.pictures import ImageBytes
-from openqwen2vl.packing.verify import VerifyRequest, verify
+from openqwen2vl.packing.proof.verify import VerifyRequest, verify
 
 RNG = random.Random(0)
 PICTURES = [picture(RNG) for _ in range(4)]

@@ -12,7 +12,7 @@ from openqwen2vl.engine.local import map_shards
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.packing.plan import Selection
-from openqwen2vl.packing.verify import VerifyRequest, verify
+from openqwen2vl.packing.proof.verify import VerifyRequest, verify
 
 
 @pytest.fixture

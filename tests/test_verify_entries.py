@@ -10,8 +10,8 @@ from support.shards import write_caption_shard, write_tar
 from openqwen2vl.formats.corpora import read_shard
 from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.tar import header
-from openqwen2vl.packing.census import sizes_marks
-from openqwen2vl.packing.entries import list_plain, list_shard, num_turns
+from openqwen2vl.packing.proof.census import sizes_marks
+from openqwen2vl.packing.proof.entries import list_plain, list_shard, num_turns
 
 ENDINGS = st.sampled_from(["jpg", "txt", "json", "0.png", "1.JPG", "x", "10.webp", "json", "mp3"])
 JSONS = st.sampled_from(

@@ -12,7 +12,7 @@ from support.verified import check, documents, rewrite_manifest, told
 from openqwen2vl.formats.errors import PackError, ShardError
 from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.manifest import Manifest
-from openqwen2vl.packing.verify import VerifyRequest, verify
+from openqwen2vl.packing.proof.verify import VerifyRequest, verify
 
 CUT = "shortened.parquet"
 

@@ -13,8 +13,8 @@ from support.verified import check, documents, make, rewrite_manifest, rewrite_p
 from openqwen2vl.engine.local import map_shards
 from openqwen2vl.formats.errors import PackError
 from openqwen2vl.formats.manifest import Manifest
-from openqwen2vl.packing.faults import LISTED
-from openqwen2vl.packing.verify import Verification, VerifyRequest, verify
+from openqwen2vl.packing.proof.faults import LISTED
+from openqwen2vl.packing.proof.verify import Verification, VerifyRequest, verify
 
 
 @pytest.fixture

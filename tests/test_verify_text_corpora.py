@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerFast
 from openqwen2vl.formats.corpora import open_corpus, read_shard
 from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.templates import encode_document, template
-from openqwen2vl.packing.census import text_marks
-from openqwen2vl.packing.fates import Making, fates
 from openqwen2vl.packing.plan import Selection
-from openqwen2vl.packing.verify import Verification, VerifyRequest, verify
+from openqwen2vl.packing.proof.census import text_marks
+from openqwen2vl.packing.proof.fates import Making, fates
+from openqwen2vl.packing.proof.verify import Verification, VerifyRequest, verify
 
 RNG = random.Random(0)
 PICTURES = [picture(RNG) for _ in range(3)]

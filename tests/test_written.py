@@ -17,9 +17,9 @@ from openqwen2vl.formats.rejects import Reject, Unusable
 from openqwen2vl.formats.written import decode_written, is_written, written_images, written_span
 from openqwen2vl.packing.online import open_online
 from openqwen2vl.packing.pictures import ImageBytes
+from openqwen2vl.packing.proof.verify import VerifyRequest, verify
 from openqwen2vl.packing.reader import PackFolder
 from openqwen2vl.packing.request import PackRequest, make_spec
-from openqwen2vl.packing.verify import VerifyRequest, verify
 
 RNG = random.Random(0)
 PICTURES = [picture(RNG, format=kind) for kind in ("JPEG", "PNG", "WEBP", "JPEG")]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.packing.index import Index, IndexRow, write_index
 from openqwen2vl.packing.plan import Selection
-from openqwen2vl.packing.verify import Verification, VerifyRequest, verify
+from openqwen2vl.packing.proof.verify import Verification, VerifyRequest, verify
 from support.packs import pack
 from support.shards import tiny_tokenizer, write_caption_shard, write_conversation_shard
 

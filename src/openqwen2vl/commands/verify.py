@@ -16,8 +16,8 @@ from openqwen2vl.config import Schema
 from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
 from openqwen2vl.formats.errors import PackError
 from openqwen2vl.formats.tokens import load_tokenizer
-from openqwen2vl.packing.faults import LISTED
-from openqwen2vl.packing.verify import Verification, VerifyRequest, verify
+from openqwen2vl.packing.proof.faults import LISTED
+from openqwen2vl.packing.proof.verify import Verification, VerifyRequest, verify
 
 SCHEMA = Schema(
     keys=frozenset(["input", "packs", "image_root", "deep", "tokenizer", "workers", "json"]),

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openqwen2vl.engine.local import Mapper
-from openqwen2vl.packing.faults import Faults
-from openqwen2vl.packing.holdings import Holdings
+from openqwen2vl.packing.proof.faults import Faults
+from openqwen2vl.packing.proof.holdings import Holdings
 
 
 @dataclass(frozen=True)

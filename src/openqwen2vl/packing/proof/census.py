@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from openqwen2vl.formats.corpora import Shard, shard_path
 from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules
-from openqwen2vl.packing.entries import Listed, list_shard
 from openqwen2vl.packing.plan import SPLITS, WHOLE, Selection, uid_fraction
+from openqwen2vl.packing.proof.entries import Listed, list_shard
 
 OUTSIDE = -1
 """The split of a document of another part; the others are places in ``SPLITS``."""

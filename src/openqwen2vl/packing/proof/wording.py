@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.templates import Encoded
-from openqwen2vl.packing.fates import Fate
-from openqwen2vl.packing.holdings import Holdings
+from openqwen2vl.packing.proof.fates import Fate
+from openqwen2vl.packing.proof.holdings import Holdings
 
 _SHOWN = 6  # ids in a quotation
 

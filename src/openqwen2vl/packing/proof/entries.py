@@ -18,7 +18,7 @@ from openqwen2vl.formats.interleaved import DEFAULT_RULES, InterleavedRules, is_
 from openqwen2vl.formats.raw import IMAGE_EXTENSIONS
 from openqwen2vl.formats.rejects import Reject, Unusable
 from openqwen2vl.formats.sample_json import parse_sample, sample_uid
-from openqwen2vl.packing.headers import walk_plain
+from openqwen2vl.packing.proof.headers import walk_plain
 
 _TOGETHER = 64  # samples whose JSON is parsed with one call
 _PARTING = b'"~|~"'

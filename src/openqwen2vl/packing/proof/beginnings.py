@@ -12,9 +12,9 @@ from openqwen2vl.formats.corpora import Shard, read_shard, shard_path
 from openqwen2vl.formats.documents import Document
 from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.rejects import Reject
-from openqwen2vl.packing.census import sizes_marks
-from openqwen2vl.packing.entries import num_turns
-from openqwen2vl.packing.faults import Faults
+from openqwen2vl.packing.proof.census import sizes_marks
+from openqwen2vl.packing.proof.entries import num_turns
+from openqwen2vl.packing.proof.faults import Faults
 
 
 @dataclass(frozen=True)

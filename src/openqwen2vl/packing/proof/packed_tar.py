@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openqwen2vl.formats.tar import BLOCK, END, Member, TruncatedTarError, members
-from openqwen2vl.packing.headers import header_blocks, sound_headers
 from openqwen2vl.packing.index import Index
+from openqwen2vl.packing.proof.headers import header_blocks, sound_headers
 
 _DIGITS = 9  # of a pack's number in the names of its members
 

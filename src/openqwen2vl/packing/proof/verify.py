@@ -15,17 +15,17 @@ from openqwen2vl.formats.corpora import Shard, open_corpus, shard_path
 from openqwen2vl.formats.errors import PackError
 from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.manifest import Manifest
-from openqwen2vl.packing.beginnings import Packed, check_beginnings
-from openqwen2vl.packing.census import OUTSIDE, Census, CensusJob, join_censuses, take_census
-from openqwen2vl.packing.compare import compare_images
-from openqwen2vl.packing.entries import list_shard
-from openqwen2vl.packing.faults import LISTED, Faults
-from openqwen2vl.packing.hashes import hash_shards
-from openqwen2vl.packing.holdings import Holdings, read_holdings
-from openqwen2vl.packing.multisets import lookup, surplus
 from openqwen2vl.packing.plan import SPLITS, Selection
+from openqwen2vl.packing.proof.beginnings import Packed, check_beginnings
+from openqwen2vl.packing.proof.census import OUTSIDE, Census, CensusJob, join_censuses, take_census
+from openqwen2vl.packing.proof.compare import compare_images
+from openqwen2vl.packing.proof.entries import list_shard
+from openqwen2vl.packing.proof.faults import LISTED, Faults
+from openqwen2vl.packing.proof.hashes import hash_shards
+from openqwen2vl.packing.proof.holdings import Holdings, read_holdings
+from openqwen2vl.packing.proof.multisets import lookup, surplus
+from openqwen2vl.packing.proof.texts import check_tokenizer, compare_texts
 from openqwen2vl.packing.reader import VALIDATION
-from openqwen2vl.packing.texts import check_tokenizer, compare_texts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openqwen2vl.formats.manifest import PackSpec, ShardEntry
-from openqwen2vl.packing.census import identities, sizes_marks, text_marks, without_collector
-from openqwen2vl.packing.faults import Faults
 from openqwen2vl.packing.index import Index
-from openqwen2vl.packing.packed_tar import misplaced_members
 from openqwen2vl.packing.plan import name_hash
+from openqwen2vl.packing.proof.census import identities, sizes_marks, text_marks, without_collector
+from openqwen2vl.packing.proof.faults import Faults
+from openqwen2vl.packing.proof.packed_tar import misplaced_members
 
 _NO_SPAN = (2**62, 0)  # behind every target span that a pack can hold
 

@@ -20,14 +20,14 @@ from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.formats.rejects import REASONS, Reject
 from openqwen2vl.formats.templates import Encoded, template
 from openqwen2vl.formats.tokens import tokenizer_hash
-from openqwen2vl.packing.census import text_marks, without_collector
-from openqwen2vl.packing.fates import Fate, Making, fates
-from openqwen2vl.packing.faults import LISTED, Faults
-from openqwen2vl.packing.holdings import Holdings
 from openqwen2vl.packing.lengths import reason_code
-from openqwen2vl.packing.multisets import lookup
+from openqwen2vl.packing.proof.census import text_marks, without_collector
+from openqwen2vl.packing.proof.fates import Fate, Making, fates
+from openqwen2vl.packing.proof.faults import LISTED, Faults
+from openqwen2vl.packing.proof.holdings import Holdings
+from openqwen2vl.packing.proof.multisets import lookup
+from openqwen2vl.packing.proof.wording import sentence
 from openqwen2vl.packing.scan import load_saved
-from openqwen2vl.packing.wording import sentence
 
 _BATCH = 1024  # documents in one call of the tokenizer
 _DUPLICATE = reason_code("duplicate_uid")

@@ -15,11 +15,11 @@ from openqwen2vl.engine.local import Mapper
 from openqwen2vl.formats.errors import PackError, ShardError
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.formats.rejects import REASONS
-from openqwen2vl.packing.audit import Audit, AuditJob, audit_shard, no_documents
-from openqwen2vl.packing.census import identities
-from openqwen2vl.packing.faults import Faults
 from openqwen2vl.packing.index import INDEX_NAME, Index
 from openqwen2vl.packing.plan import Split, name_hash
+from openqwen2vl.packing.proof.audit import Audit, AuditJob, audit_shard, no_documents
+from openqwen2vl.packing.proof.census import identities
+from openqwen2vl.packing.proof.faults import Faults
 from openqwen2vl.packing.split import REJECTS_NAME, SHORTENED_NAME, UIDS_NAME
 
 

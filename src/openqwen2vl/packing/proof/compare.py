@@ -14,11 +14,11 @@ from openqwen2vl.formats.corpora import Shard, read_shard, shard_path
 from openqwen2vl.formats.documents import Document, ImageRef
 from openqwen2vl.formats.errors import ShardError
 from openqwen2vl.formats.interleaved import InterleavedRules
-from openqwen2vl.packing.census import Census, Places, without_collector
-from openqwen2vl.packing.entries import list_shard
-from openqwen2vl.packing.faults import Faults
-from openqwen2vl.packing.holdings import Holdings
 from openqwen2vl.packing.pictures import ImageBytes
+from openqwen2vl.packing.proof.census import Census, Places, without_collector
+from openqwen2vl.packing.proof.entries import list_shard
+from openqwen2vl.packing.proof.faults import Faults
+from openqwen2vl.packing.proof.holdings import Holdings
 
 
 @dataclass(frozen=True)

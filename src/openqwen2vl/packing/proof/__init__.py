@@ -1,0 +1,1 @@
+"""The proof that packing lost nothing: packs, ledger and manifest against the raw shards."""
