@@ -34,6 +34,8 @@ from openqwen2vl.training.stream import PackedData
 
 # What must not change between a checkpoint and its resumption: the order is a function of it.
 FIXED = ("seed", "global_batch", "sources", "mode", "weights", "manifests")
+# What else the ranks must have been told alike.
+SHARED = ("seed", "optim", "schedule", "clip", "loss", "precision", "compile", "strategy")
 
 
 def run_processes(config: DictConfig, processes: int) -> dict[str, object]:
@@ -91,7 +93,7 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
     backend = _compiler(config)
     if backend != "none":
         model.compile(backend)
-    module = _module(config, data, model, facts)
+    module = _module(config, data, model, checkpoint)
     trainer = _trainer(config, data, processes, folder, checkpoint)
     if rank() == 0:
         _announce(config, folder, data, model, trainer, checkpoint)
@@ -167,7 +169,7 @@ def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[st
 
 
 def _module(
-    config: DictConfig, data: PackedData, model: MLLM, facts: dict[str, Any] | None
+    config: DictConfig, data: PackedData, model: MLLM, checkpoint: Path | None
 ) -> MLLMModule:
     schedule: Schedule = instantiate(config.schedule)
     steps = data.order.steps
@@ -201,7 +203,19 @@ def _module(
         loss=config.loss,
         seed=config.seed,
         facts=written,
+        settings=_settings(config, data, checkpoint),
     )
+
+
+def _settings(config: DictConfig, data: PackedData, checkpoint: Path | None) -> dict[str, Any]:
+    """Give what all ranks must have been told alike, beside the facts of a checkpoint."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {
+        **{key: plain[key] for key in SHARED},
+        "micro_batch": data.micro_batch,
+        "resumes": None if checkpoint is None else f"step {checkpoint_step(checkpoint)}",
+    }
 
 
 def _trainer(

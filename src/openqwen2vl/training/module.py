@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.order import mix_seed
+from openqwen2vl.training.agreement import require_agreement, weights_sample
 from openqwen2vl.training.loss import batch_losses
 from openqwen2vl.training.loss_choices import choose_losses
 from openqwen2vl.training.metrics import SourceLoss
@@ -35,6 +36,7 @@ class MLLMModule(pl.LightningModule):
         loss: which implementation works out the losses; as of `loss_choices.choose_losses`.
         seed: of whatever randomness a step has (dropout): a function of the place in the stream.
         facts: plain values that a checkpoint carries, for resuming and for rebuilding the model.
+        settings: what else must be the same on all ranks; see `agreement.require_agreement`.
 
     Raises:
         ConfigError: nothing is trainable.
@@ -51,6 +53,7 @@ class MLLMModule(pl.LightningModule):
         loss: str = "auto",
         seed: int = 7,
         facts: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -60,6 +63,7 @@ class MLLMModule(pl.LightningModule):
         self.source_loss = SourceLoss(len(self.sources))
         self.validation_loss = SourceLoss(len(self.sources))
         self.facts = dict(facts or {})
+        self.settings = dict(settings or {})
         self.grad_norm: Tensor | None = None
         # Whether the last step left the weights alone: bool (), on the device.
         self.skipped: Tensor | bool = False
@@ -72,6 +76,16 @@ class MLLMModule(pl.LightningModule):
         self._optim, self._schedule, self._steps = optim, schedule, steps
         self._clip, self._loss, self._seed = clip, loss, seed
         self._decayed = decayed_names(self)
+
+    def setup(self, stage: str) -> None:
+        """Compare with the other ranks what is to be done, before anything is sharded or read.
+
+        Raises:
+            ConfigError: they do not agree.
+        """
+        if self.trainer.world_size > 1:
+            weights = {"weights": weights_sample(self.model)}
+            require_agreement({**self.facts, "settings": self.settings, **weights})
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Give this micro-batch's part of the global batch's mean loss.
