@@ -90,21 +90,8 @@ class Runner:
         self.ways, self.device = ways, torch.device(options.device)
         folder = PackFolder(options.packs_at)
         spec = folder.manifest.spec
-        # Made where it computes: a host takes half a minute to draw the 2B model's weights.
-        with self.device:
-            model = random_model(options.model, spec.grid, spec.vocab_size)
-        self.model = model.to(self.device)
-        self.model.train()
+        self.model = self._made(options.model, spec)
         self.flops = FlopSpec.of(self.model)
-        self.model.set_checkpointing(ways.checkpointing)
-        self.model.attention = ways.attention
-        if ways.isolate != "ours":
-            self.model.llm.set_attn_implementation("sdpa")
-        if ways.all_blocks:
-            # The tower holds no such block any more; running its last one again costs the same.
-            self.model.vision.register_forward_hook(_again)
-        if ways.compile:
-            self.model.compile("inductor" if self.device.type == "cuda" else "aot_eager")
         self.optimizer = adamw(
             self.model.named_parameters(), decayed_names(self.model), lr=1e-5, fused=ways.fused
         )
@@ -113,28 +100,48 @@ class Runner:
         for step in range(STEPS):
             chosen = numbers[step * ways.packs : (step + 1) * ways.packs]
             packs = [folder.read(n) for n in chosen]
-            apart = [expand(pack, spec, self.model.vision.side) for pack in packs]
             batch = self.lay_out(packs, spec, folder.manifest.max_documents)
             self.batches.append(
                 {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             )
-            lengths = [
-                int(b) - int(a)
-                for row in apart
-                for a, b in zip([0, *row.bounds[:-1]], row.bounds, strict=True)
-                if a < row.tokens
-            ]
-            images = batch["images"].shape[0]
-            self.works.append(
-                Work(
-                    tokens=sum(row.tokens for row in apart),
-                    pairs=attention_pairs(lengths),
-                    targets=sum(int((row.labels != IGNORE_INDEX).sum()) for row in apart),
-                    images=images,
-                    visual_tokens=images * spec.grid**2,
-                )
-            )
+            self.works.append(self._work(packs, spec, images=batch["images"].shape[0]))
         self.context = spec.context
+
+    def _made(self, name: str, spec: PackSpec) -> MLLM:
+        """Give the model as the ways want it."""
+        ways = self.ways
+        # Made where it computes: a host takes half a minute to draw the 2B model's weights.
+        with self.device:
+            model = random_model(name, spec.grid, spec.vocab_size)
+        model = model.to(self.device)
+        model.train()
+        model.set_checkpointing(ways.checkpointing)
+        model.attention = ways.attention
+        if ways.isolate != "ours":
+            model.llm.set_attn_implementation("sdpa")
+        if ways.all_blocks:
+            # The tower holds no such block any more; running its last one again costs the same.
+            model.vision.register_forward_hook(_again)
+        if ways.compile:
+            model.compile("inductor" if self.device.type == "cuda" else "aot_eager")
+        return model
+
+    def _work(self, packs: Sequence[Pack], spec: PackSpec, images: int) -> Work:
+        """Count what a step must compute, whatever way it is laid out."""
+        apart = [expand(pack, spec, self.model.vision.side) for pack in packs]
+        lengths = [
+            int(b) - int(a)
+            for row in apart
+            for a, b in zip([0, *row.bounds[:-1]], row.bounds, strict=True)
+            if a < row.tokens
+        ]
+        return Work(
+            tokens=sum(row.tokens for row in apart),
+            pairs=attention_pairs(lengths),
+            targets=sum(int((row.labels != IGNORE_INDEX).sum()) for row in apart),
+            images=images,
+            visual_tokens=images * spec.grid**2,
+        )
 
     def lay_out(self, packs: Sequence[Pack], spec: PackSpec, max_documents: int) -> Micro:
         """Make a step's batch of some packs."""

@@ -13,7 +13,7 @@ import argparse
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,14 +95,7 @@ def _measure(folders: Mapping[str, PackFolder], rounds: int) -> dict[str, Any]:
         decoders = {k: v for k, v in DECODERS.items() if k != "drafts" or name == LARGE}
         ways = {f"{k} {name}": _bound(ours, folder, v) for k, v in decoders.items()}
         turns.append({**ways, "naive": _bound(naive.stream, folder, SIDE)})
-    speeds: dict[str, dict[str, list[float]]] = {}
-    for turn in range(rounds + 1):  # the first one fills the page cache
-        for ways in turns:
-            found = {who: _speed(batches(), time.process_time) for who, batches in ways.items()}
-            for who in set(found) - {"naive"} if turn else ():
-                pair = speeds.setdefault(who, {"ours": [], "naive": []})
-                pair["ours"].append(found[who])
-                pair["naive"].append(found["naive"])
+    speeds = _paired(turns, rounds)
     workers = {
         name: [_data_loader(folders[name]) for _ in range(min(rounds, 3))]
         for name in folders
@@ -135,6 +128,21 @@ def _measure(folders: Mapping[str, PackFolder], rounds: int) -> dict[str, Any]:
         "ratios": {name: figures.ratios(p["ours"], p["naive"]) for name, p in speeds.items()},
         "data_loader_tokens_per_s": {n: figures.spread(values) for n, values in workers.items()},
     }
+
+
+def _paired(
+    turns: Sequence[Mapping[str, Batches]], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Time each way beside the naive one of its turn; tokens/s of both, a round each."""
+    speeds: dict[str, dict[str, list[float]]] = {}
+    for turn in range(rounds + 1):  # the first one fills the page cache
+        for ways in turns:
+            found = {who: _speed(batches(), time.process_time) for who, batches in ways.items()}
+            for who in set(found) - {"naive"} if turn else ():
+                pair = speeds.setdefault(who, {"ours": [], "naive": []})
+                pair["ours"].append(found[who])
+                pair["naive"].append(found["naive"])
+    return speeds
 
 
 def _bound(function: Callable[..., Any], *arguments: Any) -> Batches:

@@ -1,11 +1,14 @@
 """Small folders of packs."""
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.packing.plan import WHOLE, Selection
+from openqwen2vl.packing.reader import PackFolder
 from openqwen2vl.packing.request import PackRequest, make_spec
 from openqwen2vl.packing.writer import pack_folder
 
@@ -40,3 +43,14 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def documents_of(folder: Path) -> list[dict[str, Any]]:
+    """List the documents of a folder of packs in its order."""
+    packs = PackFolder(folder)
+    return [document for k in range(len(packs)) for document in packs.read(k).documents]
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    """List what a folder of packs left out, and why."""
+    return pq.read_table(folder / "rejects.parquet").to_pylist()

@@ -110,3 +110,12 @@ def write_conversation_shard(
         for number in range(num_images):
             files[f"{key}.{number}.jpg"] = picture(rng)
     write_tar(path, files)
+
+
+def write_mixed_corpus(folder: Path) -> Path:
+    """Write three shards of captions and two of conversations, with and without uids."""
+    for number in range(3):
+        write_caption_shard(folder / f"{number:05d}.tar", 30, seed=number, uids=number != 1)
+    for number in (3, 4):
+        write_conversation_shard(folder / f"{number:05d}.tar", 30, seed=number, max_images=2)
+    return folder
