@@ -32,7 +32,7 @@ class LossSpikes(pl.Callback):
     How far a value lies above the median of the window, in robust standard deviations, is added to
     each row (``loss_z``, ``grad_norm_z``). A spike goes into ``spikes.jsonl`` with the documents of
     its global batch. Spikes do not enter the window, unless too many follow each other: then the
-    level has changed.
+    level has changed. At another grid it is expected to: the window starts anew there.
 
     Args:
         action: ``log``, or ``skip``: the step also leaves the weights as they are.
@@ -66,6 +66,7 @@ class LossSpikes(pl.Callback):
         self._history = torch.full((2, window), torch.nan, dtype=torch.float64)
         self._place = torch.zeros(1, dtype=torch.int64)
         self._row = torch.zeros((), dtype=torch.int64)
+        self._grid: int | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Join the module: it asks before it updates, and tells of the rows it has written."""
@@ -93,6 +94,15 @@ class LossSpikes(pl.Callback):
         if kept != lines:
             with atomic_file(path) as file:
                 file.writelines(kept)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Forget the steps at another grid: images of more tokens have other losses."""
+        if self._grid not in (None, batch["grid"]):
+            self._history.fill_(torch.nan)
+            self._row.zero_()
+        self._grid = batch["grid"]
 
     def _judge(self, module: MLLMModule, grad_norm: Tensor) -> Tensor:
         """Whether the step that is about to be taken is one to skip: bool ()."""
@@ -136,7 +146,8 @@ class LossSpikes(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Give the window: a resumed run judges as the unbroken one would."""
-        return {"history": self._history.cpu(), "place": self._place.cpu(), "row": self._row.cpu()}
+        rings = {"history": self._history.cpu(), "place": self._place.cpu(), "row": self._row.cpu()}
+        return {**rings, "grid": self._grid}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the window over; one of another length starts anew.
@@ -144,6 +155,7 @@ class LossSpikes(pl.Callback):
         A sharded strategy calls this after `on_fit_start`, the others before: what is there says
         which device it is.
         """
+        self._grid = state_dict.get("grid")
         if state_dict["history"].shape == self._history.shape:
             device = self._history.device
             self._history = state_dict["history"].to(device)

@@ -74,6 +74,25 @@ def test_spikes_do_not_become_the_measure_but_a_new_level_does(tmp_path: Path) -
     assert not any(found[-4:])
 
 
+def test_another_grid_is_no_spike_but_the_start_of_another_window(tmp_path: Path) -> None:
+    callback = LossSpikes("skip", least=5)
+    module = joined(callback, tmp_path)
+    trainer = FakeTrainer(tmp_path)
+
+    def at(grid: int, losses: list[float]) -> list[bool]:
+        callback.on_train_batch_start(trainer, module, {"grid": grid}, 0)
+        return skips(module, losses)
+
+    assert not any(at(3, CALM))
+    assert not any(at(6, [9.0, 9.1, 8.9, 9.05, 8.95]))
+    assert at(6, [9.0, 30.0]) == [False, True]
+    resumed = LossSpikes("skip", least=5)
+    resumed.load_state_dict(callback.state_dict())
+    callback, module = resumed, joined(resumed, tmp_path)
+    assert at(6, [30.0]) == [True]
+    assert at(9, [30.0]) == [False]
+
+
 def test_a_value_that_is_no_number_never_enters_the_window(tmp_path: Path) -> None:
     module = joined(LossSpikes("skip", least=5, window=8), tmp_path)
     skips(module, CALM)
