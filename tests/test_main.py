@@ -3,10 +3,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from support.runs import PackedCorpora, Run, assert_one_message, command, environment
 
-from openqwen2vl import __version__
+from openqwen2vl import __version__, conf
 from openqwen2vl.__main__ import verbs
+from openqwen2vl.commands._help import purpose
 
 
 def test_no_verb_lists_the_verbs_with_what_they_are_for(call: Run) -> None:
@@ -38,6 +40,54 @@ def test_no_stage_is_answered_with_the_stages(call: Run) -> None:
 def test_a_key_that_does_not_exist_is_answered_with_the_nearest(call: Run) -> None:
     told = call("train", "stage=pretrain", "optim.weight_decy=0.1")
     assert_one_message(told, "Could not override 'optim.weight_decy'", "mean 'weight_decay'?")
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("budget.step=6", "did you mean 'steps'?"),  # trace has a step
+        ("callbacks.spike.action=skip", "did you mean 'spikes'?"),
+        ("trainr.devices=2", "did you mean 'trainer'?"),
+        ("mixture.sources.mine.packs=[a]", "write +mixture.sources.mine.packs=..."),
+    ],
+)
+def test_the_hint_is_of_the_place_where_the_word_stands(
+    call: Run, override: str, hint: str
+) -> None:
+    assert_one_message(call("train", "stage=pretrain", override), "Could not override", hint)
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"), [("--input", "input=VALUE"), ("--out=packs", "written out=packs")]
+)
+def test_a_key_written_as_a_flag_is_answered(call: Run, word: str, hint: str) -> None:
+    assert_one_message(call("pack", word), f"{word} is no flag", hint)
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_help_says_what_a_verb_is_for_and_all_its_keys(call: Run, verb: str) -> None:
+    code, out, err = call(verb, "--help")
+    assert (code, err) == (0, "")
+    shipped = yaml.safe_load((Path(conf.__path__[0]) / f"{verb}.yaml").read_text())
+    assert out.startswith(purpose(verb).splitlines()[0])
+    for name in set(shipped) - {"defaults"}:
+        assert f"\n{name}:" in out
+    groups = [part for part in shipped["defaults"] if isinstance(part, dict)]
+    for name in (name for part in groups for name in part if " " not in name):
+        assert f"\n  {name} (" in out
+
+
+def test_help_of_a_verb_that_is_built_on_another_has_that_ones_keys(call: Run) -> None:
+    out = call("plan", "-h")[1]
+    assert "\n  stage (must be chosen): align, pretrain, sft\n" in out
+    assert "\nAnd those of train:\nstage: ???" in out
+    assert "defaults:" not in out
+
+
+def test_a_flags_value_stays_behind_it(call: Run) -> None:
+    code, out, _ = call("train", "stage=pretrain", "--cfg", "job")
+    assert code == 0
+    assert yaml.safe_load(out)["stage"] == "pretrain"
 
 
 def test_a_word_that_is_no_override_is_answered(call: Run) -> None:

@@ -2,12 +2,12 @@
 
 import pkgutil
 import sys
-from importlib import import_module
 
 from rich.console import Console
 from rich.table import Table
 
 from openqwen2vl import __version__, commands
+from openqwen2vl.commands._help import purpose, show_help
 from openqwen2vl.commands._hydra import launch
 from openqwen2vl.config import nearest
 from openqwen2vl.training.exit_note import USER_ERROR
@@ -45,14 +45,16 @@ def main(arguments: list[str] | None = None) -> int:
             soft_wrap=True,
         )
         return USER_ERROR
+    if {"-h", "--help"} & set(given[1:]):
+        show_help(given[0])
+        return 0
     return launch(given[0], given[1:])
 
 
 def _list(known: list[str]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     for verb in known:
-        summary = (import_module(f"openqwen2vl.commands.{verb}").__doc__ or "").splitlines()[0]
-        table.add_row(f"  {verb}", summary)
+        table.add_row(f"  {verb}", purpose(verb).splitlines()[0])
     console = Console()
     usage = "openqwen2vl <verb> [key=value ...]      openqwen2vl <verb> --help shows its keys"
     console.print(usage, markup=False, highlight=False, soft_wrap=True)

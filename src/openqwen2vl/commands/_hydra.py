@@ -3,23 +3,20 @@
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.resources import files
-from importlib.resources.abc import Traversable
-from inspect import signature
 from typing import Any
 
 import hydra
-import yaml
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from openqwen2vl.config import check, find_target, nearest
+from openqwen2vl.commands._explain import explain, flags_with_values
+from openqwen2vl.config import check
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.training.exit_note import USER_ERROR, tell_mistake
 
@@ -51,6 +48,8 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
 
     verdicts: list[int] = []
     mistakes = _null_groups(overrides)
+    if unknown := flags_with_values(overrides):
+        mistakes.append(unknown)
     if mistakes:
         sys.stderr.write("\n".join(mistakes) + "\n")
         return USER_ERROR
@@ -76,7 +75,7 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
     except InstantiationException:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        mistakes.append(_explain(error))
+        mistakes.append(explain(error, verb))
     for mistake in mistakes:
         sys.stderr.write(mistake.rstrip() + "\n")
     if mistakes:
@@ -111,13 +110,30 @@ def _null_groups(words: Sequence[str]) -> list[str]:
     return found
 
 
+# Flags whose value is the next word, unless it follows a =.
+_WITH_VALUE = frozenset(
+    [
+        "--config-dir",
+        "-cd",
+        "--config-name",
+        "-cn",
+        "--config-path",
+        "-cp",
+        "--cfg",
+        "-c",
+        "--package",
+        "-p",
+    ]
+)
+
+
 def _flags_first(words: Sequence[str]) -> list[str]:
     """Let flags such as `-m` stand anywhere; Hydra takes them only before or after all keys."""
     flags: list[str] = []
     keys: list[str] = []
     remaining = iter(words)
     for word in remaining:
-        if word in ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"):
+        if word in _WITH_VALUE:
             flags += [word, next(remaining, "")]
         elif word.startswith("-"):
             flags.append(word)
@@ -137,47 +153,3 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     warnings.filterwarnings("ignore", message=".*Multiple backends are registered.*")
     warnings.filterwarnings("ignore", message=".*When using ``NO_SHARD``.*")
-
-
-def _explain(error: Exception) -> str:
-    """Say what Hydra says, with the nearest key when one was misspelt."""
-    causes = [str(error)]
-    cause: BaseException | None = error
-    while cause := cause.__cause__ if cause else None:
-        causes.append(str(cause))
-    text = "\n".join(dict.fromkeys(causes))
-    lines = [line for line in text.splitlines() if line.strip()]
-    misspelt = re.search(r"Could not override '([^']+)'", text)
-    if misspelt:
-        group, _, rest = misspelt[1].partition(".")
-        known = _known_keys(group)
-        wrong = rest.rpartition(".")[2] if group in known and rest else group
-        add = f"; to add a key that no file sets, write +{misspelt[1]}"
-        hint = f"{add}.KEY=..." if wrong in known else nearest(wrong, known) or f"{add}=..."
-        return lines[0].rstrip(".") + hint
-    if "override_grammar" in text:
-        lines.append("a value with other than letters and digits wants quotes: \"key='a >= 3'\"")
-    return "\n".join(lines)
-
-
-def _known_keys(group: str) -> set[str]:
-    """Collect the keys of the shipped files, and the arguments that a group's targets take."""
-    keys: set[str] = set()
-
-    def collect(node: Any, inside: bool) -> None:
-        for name, value in node.items() if isinstance(node, dict) else ():
-            if name == "_target_" and inside:
-                keys.update(signature(find_target(value)).parameters)
-            keys.add(str(name))
-            collect(value, inside)
-
-    def visit(folder: Traversable, inside: bool) -> None:
-        for entry in folder.iterdir():
-            if entry.is_dir():
-                keys.add(entry.name)
-                visit(entry, entry.name == group)
-            elif entry.name.endswith(".yaml"):
-                collect(yaml.safe_load(entry.read_text()), inside)
-
-    visit(files("openqwen2vl.conf"), False)
-    return keys - {"defaults", "_target_", "_partial_", "_convert_"}
