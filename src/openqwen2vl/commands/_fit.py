@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from openqwen2vl.commands._assemble import (
     build_model,
@@ -110,6 +111,8 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
             f"{figures['state']} at step {figures['step']} of {figures['steps']}, loss "
             f"{figures['loss']}: {figures['checkpoint']}",
             soft_wrap=True,
+            markup=False,  # a folder's name may hold brackets
+            highlight=False,
         )
     leave(0)
     return figures
@@ -278,7 +281,8 @@ def _announce(
 ) -> None:
     """Write the config beside the run and say what will happen."""
     folder.write_json("config.json", OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    table = Table(title=f"{config.stage} -> {folder.path}", title_justify="left", box=None)
+    title = Text(f"{config.stage} -> {folder.path}")
+    table = Table(title=title, title_justify="left", box=None)
     parts = model.trainable_summary()
     grids = [f"{p.grid} ({p.grid**2} tokens) until step {p.stop}" for p in data.order.phases]
     per_step = data.global_batch * data.mixture.documents_per_pack(data.plan[0].grid)
@@ -292,5 +296,5 @@ def _announce(
         **{name: f"{p.trainable:,} of {p.total:,} train" for name, p in parts.items()},
     }
     for key, value in rows.items():
-        table.add_row(key, value)
+        table.add_row(key, Text(value))
     Console().print(table)

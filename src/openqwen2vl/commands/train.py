@@ -1,6 +1,6 @@
 """Train one stage (align, pretrain, sft), fresh or resumed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from openqwen2vl.commands._assemble import check_batches
 from openqwen2vl.commands._dry_run import dry_run, plan_replay
 from openqwen2vl.commands._fit import fit, run_processes
+from openqwen2vl.commands._sweep import named_by_what_varies
 from openqwen2vl.config import Schema
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.model.attention import refuse_flex
@@ -44,6 +45,11 @@ class Attention:
 
     backend: str
     isolate: bool
+
+
+def reword(words: Sequence[str]) -> list[str]:
+    """Give the command line as Hydra takes it: a sweep's folders go by what varies."""
+    return named_by_what_varies(words)
 
 
 def ranks(config: DictConfig) -> int:
