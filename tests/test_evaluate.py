@@ -144,6 +144,16 @@ def test_predictions_that_cannot_be_scored_are_told(
     assert_one_message(call(*words(Path(), Path(), tmp_path, "only=score")), "only=generate makes")
 
 
+def test_what_scoring_lacks_is_told_before_anything_is_asked(
+    run_folder: Path, tmp_path: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    told = call(*words(run_folder, tmp_path, tmp_path, benchmark="coco_captions,mmbench"))
+    assert_one_message(told, "CIDEr")
+    asked = call(*words(run_folder, tmp_path, tmp_path, "only=generate", benchmark="coco_captions"))
+    assert_one_message(asked, "no files of coco_captions")
+
+
 def test_fetch_prints_commands_and_wants_nothing_else(call: Run) -> None:
     told = call("evaluate", "benchmark=[mmbench,gqa_8shot]", "fetch=true", "data_root=/data/x")
     assert told[0] == 0, told[2]

@@ -47,6 +47,7 @@ class Benchmark:
         protocols: those that are defined for it.
         shots: solved questions shown before each; taken from the train split.
         judge_all: in place of ``judge`` where an output's worth depends on all the others.
+        needs: refuses, by a ConfigError, a machine that lacks what scoring takes.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Benchmark:
     protocols: tuple[str, ...] = ("standard", "oqvl-paper")
     shots: int = 0
     judge_all: Callable[[Sequence[Answered], EvaluationProtocol], list[Verdict]] | None = None
+    needs: Callable[[], None] | None = None
 
     def read(self, path: Path) -> Reading:
         """Read the benchmark's local files.
