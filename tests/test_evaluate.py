@@ -154,6 +154,21 @@ def test_what_scoring_lacks_is_told_before_anything_is_asked(
     assert_one_message(asked, "no files of coco_captions")
 
 
+def test_a_benchmark_that_could_not_be_asked_has_no_score(
+    run_folder: Path, data_root: Path, tmp_path: Path, call: Run
+) -> None:
+    both = "ai2d,mmbench"
+    call(*words(run_folder, data_root, tmp_path, "only=generate", benchmark=both))
+    path = tmp_path / "ai2d" / "predictions.jsonl"
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    failed = [{**row, "output": "", "error": "the picture is none"} for row in rows]
+    path.write_text("".join(json.dumps(record) + "\n" for record in (header, *failed)))
+    code, out, err = call(*words(Path(), Path(), tmp_path, "only=score", benchmark=both))
+    assert (code, "circular" in out, "not one question could be asked" in err) == (2, True, True)
+    assert (tmp_path / "mmbench" / "scores.json").exists()
+    assert not (tmp_path / "ai2d" / "scores.json").exists()
+
+
 def test_fetch_prints_commands_and_wants_nothing_else(call: Run) -> None:
     told = call("evaluate", "benchmark=[mmbench,gqa_8shot]", "fetch=true", "data_root=/data/x")
     assert told[0] == 0, told[2]
@@ -182,6 +197,7 @@ def test_fetch_prints_commands_and_wants_nothing_else(call: Run) -> None:
         (("data.num_workrs=1",), "did you mean 'num_workers'?"),
         (("btch_size=1",), "batch_size"),
         (("out=/proc/none",), "give another out"),
+        (("trainer.devices=0",), "trainer: `Trainer(devices=0)` value is not a valid input"),
     ],
 )
 def test_mistakes_get_one_message(
