@@ -222,7 +222,34 @@ def test_the_command_that_fetches_names_the_split_and_the_place(tmp_path):
         "hf download lmms-lab-encoder/MMBench --repo-type dataset --include 'en/dev*' "
         f"--local-dir {tmp_path}/mmbench"
     )
-    assert "'*train*'" in download_command(BENCHMARKS["vqav2_8shot"].schema, tmp_path, demos=True)
+    assert "'*train*'" in download_command(BENCHMARKS["textvqa_8shot"].schema, tmp_path, demos=True)
+
+
+@pytest.mark.parametrize("data", ["vqav2", "okvqa", "vizwiz"])
+def test_where_the_hub_has_no_train_split_another_place_is_named(tmp_path, data):
+    command, elsewhere = download_command(
+        BENCHMARKS[f"{data}_8shot"].schema, tmp_path, demos=True
+    ).splitlines()
+    assert command == download_command(BENCHMARKS[data].schema, tmp_path)
+    assert elsewhere.startswith("# lmms-lab-encoder/")
+    assert f"{tmp_path}/{data}/train.jsonl" in elsewhere
+
+
+def test_a_split_of_another_name_is_not_taken_beside_the_evaluated_one(tmp_path):
+    own = write_mini(tmp_path, "okvqa")
+    for other in ("train2014", "minival"):
+        (own.parent / f"{other}-00000-of-00001.parquet").write_bytes(b"no parquet")
+    assert len(PLAIN["okvqa"].read(tmp_path).questions) == 12
+
+
+def test_where_the_data_root_lies_says_nothing_of_the_subset(tmp_path):
+    root = tmp_path / "en"
+    own = write_mini(root, "mmbench")
+    for subset in ("en", "cn"):
+        (own.parent / subset).mkdir()
+        (own.parent / subset / own.name).write_bytes(own.read_bytes())
+    own.unlink()
+    assert len(PLAIN["mmbench"].read(root).questions) == 18
 
 
 def test_the_pictures_of_gqa_may_lie_in_files_of_their_own(tmp_path):

@@ -55,7 +55,7 @@ def test_two_steps_are_one(run_folder: Path, data_root: Path, tmp_path: Path, ca
     assert set(scores) == {"mmbench", "ai2d_likelihood"}
     for line in ("mmbench", "ai2d_likelihood", "circular", "standard, version 1"):
         assert line in told[1]
-    assert "note: mmbench has 20 questions here; 4377 are known" in told[1]
+    assert "note: mmbench has 20 questions here; 4377 or 4329 are known" in told[1]
     call(*words(run_folder, data_root, two, "only=generate", benchmark=both))
     assert not (two / "mmbench" / "scores.json").exists()
     again = call(*words(Path("/none"), Path("/none"), two, "only=score", benchmark=both))
@@ -144,6 +144,31 @@ def test_predictions_that_cannot_be_scored_are_told(
     assert_one_message(call(*words(Path(), Path(), tmp_path, "only=score")), "only=generate makes")
 
 
+def test_what_scoring_lacks_is_told_before_anything_is_asked(
+    run_folder: Path, tmp_path: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    told = call(*words(run_folder, tmp_path, tmp_path, benchmark="coco_captions,mmbench"))
+    assert_one_message(told, "CIDEr")
+    asked = call(*words(run_folder, tmp_path, tmp_path, "only=generate", benchmark="coco_captions"))
+    assert_one_message(asked, "no files of coco_captions")
+
+
+def test_a_benchmark_that_could_not_be_asked_has_no_score(
+    run_folder: Path, data_root: Path, tmp_path: Path, call: Run
+) -> None:
+    both = "ai2d,mmbench"
+    call(*words(run_folder, data_root, tmp_path, "only=generate", benchmark=both))
+    path = tmp_path / "ai2d" / "predictions.jsonl"
+    header, *rows = map(json.loads, path.read_text().splitlines())
+    failed = [{**row, "output": "", "error": "the picture is none"} for row in rows]
+    path.write_text("".join(json.dumps(record) + "\n" for record in (header, *failed)))
+    code, out, err = call(*words(Path(), Path(), tmp_path, "only=score", benchmark=both))
+    assert (code, "circular" in out, "not one question could be asked" in err) == (2, True, True)
+    assert (tmp_path / "mmbench" / "scores.json").exists()
+    assert not (tmp_path / "ai2d" / "scores.json").exists()
+
+
 def test_fetch_prints_commands_and_wants_nothing_else(call: Run) -> None:
     told = call("evaluate", "benchmark=[mmbench,gqa_8shot]", "fetch=true", "data_root=/data/x")
     assert told[0] == 0, told[2]
@@ -172,6 +197,7 @@ def test_fetch_prints_commands_and_wants_nothing_else(call: Run) -> None:
         (("data.num_workrs=1",), "did you mean 'num_workers'?"),
         (("btch_size=1",), "batch_size"),
         (("out=/proc/none",), "give another out"),
+        (("trainer.devices=0",), "trainer: `Trainer(devices=0)` value is not a valid input"),
     ],
 )
 def test_mistakes_get_one_message(

@@ -28,9 +28,10 @@ def score(out: Path, benchmarks: Sequence[Benchmark], protocol: str) -> dict[str
         What each ``scores.json`` says, by benchmark.
 
     Raises:
-        UserError: answers are missing, or are those of another benchmark or protocol.
+        UserError: answers are missing, or are those of another benchmark or protocol, or none of
+            a benchmark's questions could be asked; the others are scored before that is said.
     """
-    heads = {}
+    heads, silent = {}, []
     for benchmark in benchmarks:
         folder = out / benchmark.name
         header, answers = read_predictions(folder)
@@ -40,10 +41,19 @@ def score(out: Path, benchmarks: Sequence[Benchmark], protocol: str) -> dict[str
                 f"{benchmark.name} under {protocol} was to be scored; give benchmark="
                 f"{header.benchmark} protocol={header.protocol}, or another out"
             )
+        if answers and all(answer.error is not None for answer in answers):
+            silent.append(f"{folder} (the first: {answers[0].error})")
+            continue
         scores = score_predictions(header, answers)
         write_scores(folder, scores)
         heads[benchmark.name] = scores.head
-    _show(heads)
+    if heads:
+        _show(heads)
+    if silent:
+        raise UserError(
+            f"not one question could be asked in {', '.join(silent)}: there is nothing to score; "
+            "mend that and give overwrite=true"
+        )
     return heads
 
 

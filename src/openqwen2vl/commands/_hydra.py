@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from openqwen2vl.commands._explain import explain, flags_with_values
 from openqwen2vl.config import check
-from openqwen2vl.formats.errors import UserError
+from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.training.exit_note import USER_ERROR, tell_mistake
 
 
@@ -92,6 +92,13 @@ def _mistake(error: Exception) -> UserError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
+    if cause is None and isinstance(error, InstantiationException):
+        # Only now: Lightning takes seconds to import, and most commands do without it.
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        if isinstance(error.__cause__, MisconfigurationException):
+            key = str(error).rpartition("full_key: ")[2].strip()
+            return ConfigError(f"{key}: {error.__cause__}")
     if cause is None:
         raise error
     return cause

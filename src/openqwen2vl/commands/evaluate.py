@@ -26,6 +26,10 @@ def run(config: DictConfig) -> Mapping[str, object]:
     benchmarks = chosen(config)
     if config.fetch:
         return {"fetch": show_downloads(benchmarks, folder(config.data_root or "benchmarks"))}
+    if SCORE in steps(config):
+        # Known before hours of asking, not after them.
+        for needs in (one.needs for one in benchmarks if one.needs is not None):
+            needs()
     trainer = config.trainer
     processes = world_size(trainer.accelerator, trainer.devices, trainer.num_nodes)
     if GENERATE in steps(config):

@@ -23,7 +23,7 @@ from openqwen2vl.model.generation import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How many questions are asked at once; the answers do not depend on it.
+    """How many questions are asked at once; in float32 no greedy answer depends on it.
 
     Attributes:
         batch_size: questions, at most.

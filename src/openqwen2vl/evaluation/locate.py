@@ -9,7 +9,8 @@ from openqwen2vl.formats.errors import ShardError
 
 ENDINGS = (".parquet", ".tsv", ".jsonl")
 ROWS, PICTURES = "_instructions", "_images"
-_SPLITS = ("train", "test", "testdev", "testmini", "validation", "val", "val2014", "dev")
+_TRAIN = ("train", "train2014")
+_SPLITS = (*_TRAIN, "test", "testdev", "testmini", "validation", "val", "val2014", "dev")
 _CHUNK = 1 << 20
 
 
@@ -29,6 +30,7 @@ class Schema:
             ``..._instructions``.
         counts: the known numbers of questions, in the forms that go round.
         hub: where the data set is found on the Hugging Face hub.
+        train: where its train split is found when that copy has none.
     """
 
     data: str
@@ -40,6 +42,7 @@ class Schema:
     images: tuple[str, ...] = ("image",)
     folders: tuple[str, ...] = ()
     picture_id: str | None = None
+    train: str | None = None
 
 
 def find_files(path: Path, schema: Schema, demos: bool = False) -> list[Path]:
@@ -55,15 +58,14 @@ def find_files(path: Path, schema: Schema, demos: bool = False) -> list[Path]:
         ShardError: there are none, those there are of another split, or of several forms.
     """
     found = _candidates(path, schema)
-    meant = [file for file in found if not set(schema.folders).isdisjoint(file.parts)]
+    meant = [file for file in found if not set(schema.folders).isdisjoint(_below(file, path))]
     found = meant or [file for file in found if not file.parent.name.endswith(PICTURES)]
-    wanted = ("train",) if demos else schema.splits
+    wanted = _TRAIN if demos else schema.splits
     named = {file: _split(file) for file in found}
-    if demos or any(named.values()):
-        # What names no split beside files that do belongs to the evaluated one.
-        taken = [f for f, split in named.items() if split in wanted or not (split or demos)]
-    else:
-        taken = found
+    taken = [file for file, split in named.items() if split in wanted]
+    if not (taken or demos):
+        # What names no split is the evaluated one where nothing else says that it is.
+        taken = [file for file, split in named.items() if split is None]
     if not taken:
         splits = ", ".join(sorted({split for split in named.values() if split})) or "no split"
         raise ShardError(
@@ -83,9 +85,10 @@ def download_command(schema: Schema, data_root: Path, demos: bool = False) -> st
     Args:
         schema: of the benchmark.
         data_root: the folder that is given as such when evaluating.
-        demos: fetch the train split, too.
+        demos: fetch the train split, too; where the hub has none a second line, a comment of the
+            shell's, says where it is.
     """
-    splits = [*schema.splits[:1], *(["train"] if demos else [])]
+    splits = [*schema.splits[:1], *(["train"] if demos and schema.train is None else [])]
     inside = [*schema.folders, *_pictures_of(schema)]
     patterns = [
         f"{name}/{split}*"
@@ -95,7 +98,18 @@ def download_command(schema: Schema, data_root: Path, demos: bool = False) -> st
     ] or [f"*{split}*" for split in splits]
     wanted = " ".join(f"--include '{pattern}'" for pattern in patterns)
     folder = data_root / schema.data
-    return f"hf download {schema.hub} --repo-type dataset {wanted} --local-dir {folder}"
+    command = f"hf download {schema.hub} --repo-type dataset {wanted} --local-dir {folder}"
+    if demos and schema.train is not None:
+        command += (
+            f"\n# {schema.hub} has no train split to take demonstrations from: write "
+            f"{folder}/train.jsonl from {schema.train} (docs/evaluation.md says how)"
+        )
+    return command
+
+
+def _below(file: Path, path: Path) -> tuple[str, ...]:
+    """Give the names between a folder and a file in it; where the folder lies says nothing."""
+    return file.relative_to(path).parts if file != path else (file.name,)
 
 
 def _candidates(path: Path, schema: Schema) -> list[Path]:

@@ -106,7 +106,9 @@ class CellImage:
         try:
             found = pictures(_columns(os.getpid()).value(self.path, self.column, self.row))
             data = found[self.item].data
-        except (pa.ArrowException, OSError, LookupError, Unusable) as error:
+        except LookupError as error:
+            raise ImageError(f"there is no {self._place}: the cell is empty") from error
+        except (pa.ArrowException, OSError, Unusable) as error:
             raise ImageError(f"{self._place} cannot be read ({error})") from error
         if data is None:
             raise ImageError(f"{self._place} holds a path and no bytes")

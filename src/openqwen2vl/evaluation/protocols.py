@@ -48,7 +48,9 @@ PROTOCOLS = {
             "mmbench_en_dev_static, MathVista by rules that stand in for its judge.",
             "A capital inside a word is not a letter: 'Cat' is not C, 'Answer: cat' not A.",
             "MMBench's absent options, 'nan' in its files, are no options when an answer is read.",
-            "MMMU's pictures stand where the question names them, each under its own number.",
+            "MMMU's pictures stand where the question names them, each under its own number, and "
+            "Mantis-Eval's at the marks in it; lmms-eval shows Mantis-Eval's first and leaves the "
+            "marks as words.",
             "POPE counts what is neither yes nor no as a missed yes or a wrong no.",
             "Where several answers to a question of MMMU are known, any of them is right; "
             "lmms-eval looks for the text of their list.",

@@ -106,7 +106,7 @@ def _parquet(path: Path, schema: Schema) -> Iterator[Record]:
             for number in range(batch.num_rows):
                 images = {}
                 for name in names.images:
-                    many = len(batch[name][number] or ()) if name in lists else 1
+                    many = _many(batch[name][number]) if name in lists else 1
                     cells = (CellImage(str(path), name, row, item) for item in range(many))
                     images[name] = tuple(cells)
                 values = {name: table[own][number] for name, own in names.values.items()}
@@ -116,6 +116,12 @@ def _parquet(path: Path, schema: Schema) -> Iterator[Record]:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _many(cell: pa.ListScalar) -> int:
+    """Count the pictures of a list; what is null in it is none, as when it is read."""
+    items = cell.values
+    return 0 if items is None else len(items) - items.null_count
 
 
 def _tsv(path: Path, schema: Schema) -> Iterator[Record]:

@@ -13,6 +13,8 @@ from openqwen2vl.evaluation.questions import Prompt, Question, Row, Summary, Ver
 from openqwen2vl.evaluation.readers import Record, read_records
 from openqwen2vl.formats.errors import ConfigError, ShardError
 
+_TOLD = ("question", "answer", "answers")
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -45,6 +47,7 @@ class Benchmark:
         protocols: those that are defined for it.
         shots: solved questions shown before each; taken from the train split.
         judge_all: in place of ``judge`` where an output's worth depends on all the others.
+        needs: refuses, by a ConfigError, a machine that lacks what scoring takes.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Benchmark:
     protocols: tuple[str, ...] = ("standard", "oqvl-paper")
     shots: int = 0
     judge_all: Callable[[Sequence[Answered], EvaluationProtocol], list[Verdict]] | None = None
+    needs: Callable[[], None] | None = None
 
     def read(self, path: Path) -> Reading:
         """Read the benchmark's local files.
@@ -126,7 +130,7 @@ class Benchmark:
             )
 
     def _questions(self, files: Sequence[Path]) -> list[Question]:
-        made = (self.question(record) for record in read_records(files, self.schema))
+        made = (self.question(_whole(record)) for record in read_records(files, self.schema))
         questions = [question for question in made if question is not None]
         if not questions:
             raise ShardError(f"{files[0]} holds no question of {self.name}")
@@ -138,3 +142,17 @@ class Benchmark:
                 f"{twice[0]}; is a split there in two forms?"
             )
         return questions
+
+
+def _whole(record: Record) -> Record:
+    """Give a row back that says what is asked and what is right.
+
+    Raises:
+        ShardError: it does not; all its outputs would count as wrong.
+    """
+    for name in _TOLD:
+        value = record.values.get(name, ".")
+        if value is None or value != value or str(value).strip() in ("", "[]"):
+            why = "" if name == "question" else "; is it a split whose answers are kept back?"
+            raise ShardError(f"{record.place}: {name} is empty{why}")
+    return record

@@ -1,6 +1,7 @@
 """COCO captions, scored by CIDEr over the whole set."""
 
 import contextlib
+import importlib.util
 import io
 import shutil
 from collections.abc import Sequence
@@ -34,6 +35,13 @@ def _ask(question: Question, protocol: EvaluationProtocol) -> Prompt:
     )
 
 
+def _needs() -> None:
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise ConfigError("CIDEr needs pycocoevalcap: pip install pycocoevalcap")
+    if shutil.which("java") is None:
+        raise ConfigError("CIDEr's tokenizer runs on Java; install a Java runtime")
+
+
 def _judge(prediction: Answered, protocol: EvaluationProtocol) -> Verdict:
     return _judge_all([prediction], protocol)[0]
 
@@ -44,13 +52,10 @@ def _judge_all(predictions: Sequence[Answered], protocol: EvaluationProtocol) ->
     Raises:
         ConfigError: pycocoevalcap, or the Java that its tokenizer runs on, is missing.
     """
-    try:
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError as error:
-        raise ConfigError("CIDEr needs pycocoevalcap: pip install pycocoevalcap") from error
-    if shutil.which("java") is None:
-        raise ConfigError("CIDEr's tokenizer runs on Java; install a Java runtime")
+    _needs()
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
     said = [" ".join(prediction.output.split()) for prediction in predictions]
     people = {n: [{"caption": c} for c in p.fields["answers"]] for n, p in enumerate(predictions)}
     model = {number: [{"caption": text}] for number, text in enumerate(said)}
@@ -90,4 +95,5 @@ COCO_CAPTIONS = Benchmark(
     headline={"standard": "cider"},
     protocols=("standard",),
     judge_all=_judge_all,
+    needs=_needs,
 )

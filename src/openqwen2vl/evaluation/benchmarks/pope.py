@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torchmetrics.functional.classification import binary_stat_scores
+
 from openqwen2vl.evaluation.answers import read_yes_no
 from openqwen2vl.evaluation.benchmarks.benchmark import Benchmark
 from openqwen2vl.evaluation.benchmarks.choices import verdict
@@ -55,15 +58,22 @@ class _Found:
 
 
 def _found(rows: Sequence[Row]) -> _Found:
-    said = sum(row.verdict.read.value == "yes" for row in rows)
-    true = sum(row.fields["answer"] == "yes" for row in rows)
-    both = sum(row.fields["answer"] == row.verdict.read.value == "yes" for row in rows)
+    if not rows:
+        return _Found(0.0, 0.0, 0.0, 0.0)
+    said = torch.tensor([row.verdict.read.value == "yes" for row in rows], dtype=torch.int8)
+    true = torch.tensor([row.fields["answer"] == "yes" for row in rows], dtype=torch.int8)
+    # Its counts, not its ratios: those are of 32 bits.
+    found, wrong, _, missed, _ = binary_stat_scores(said, true, validate_args=False).tolist()
     return _Found(
-        precision=100 * both / said if said else 0.0,
-        recall=100 * both / true if true else 0.0,
-        f1=200 * both / (said + true) if said + true else 0.0,
-        said_yes=100 * said / len(rows) if rows else 0.0,
+        precision=_percent(found, found + wrong),
+        recall=_percent(found, found + missed),
+        f1=_percent(2 * found, 2 * found + wrong + missed),
+        said_yes=100 * (found + wrong) / len(rows),
     )
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 0.0
 
 
 def _summarise(rows: Sequence[Row], protocol: EvaluationProtocol) -> Summary:

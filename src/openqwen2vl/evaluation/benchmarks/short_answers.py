@@ -138,6 +138,7 @@ def _people(
     ask: Callable[[Question, EvaluationProtocol], Prompt],
     normal: Callable[[str], str] = normalised,
     optional: tuple[str, ...] = (),
+    train: str | None = None,
 ) -> Benchmark:
     """Make a benchmark whose answers were given by several people."""
     return Benchmark(
@@ -150,6 +151,7 @@ def _people(
             splits=splits,
             counts=counts,
             hub=hub,
+            train=train,
         ),
         question=lambda record: _question(record, name),
         ask=ask,
@@ -183,6 +185,7 @@ VQAV2 = _people(
     _VALIDATION,
     _asking(most=FEW_TOKENS),
     normalised_vqav2,
+    train="visualqa.org's v2 files",
 )
 OKVQA = _people(
     "okvqa",
@@ -191,6 +194,7 @@ OKVQA = _people(
     (5046,),
     ("val2014", *_VALIDATION),
     _asking(f"{_UNANSWERABLE}\n{IN_A_WORD}"),
+    train="okvqa.allenai.org's files",
 )
 VIZWIZ = _people(
     "vizwiz",
@@ -200,6 +204,7 @@ VIZWIZ = _people(
     ("val", "validation"),
     _asking(f"{_UNANSWERABLE}\n{IN_A_WORD}", capitalised=True),
     optional=("category",),
+    train="vizwiz.org's files",
 )
 GQA = Benchmark(
     name="gqa",
