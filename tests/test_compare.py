@@ -263,7 +263,9 @@ def test_sentences_say_what_is_real_and_what_could_be_seen() -> None:
     told = said(400, 60, 87, 353, among=5)
     assert "p = 0.032 alone but 0.16 among all benchmarks compared): no real difference" in told
     assert "both at 50.00 %" in said(5, 5, 5, 5)
-    assert "equally right on each of 217 questions" in said(100, 0, 0, 117)
+    told = said(100, 0, 0, 117)
+    assert "equally right on each of 217 questions (95 % interval -0.91 to 0.91)" in told
+    assert "no real difference shown; 5 questions could not show any." in said(0, 0, 5, 0)
 
 
 def test_few_differing_questions_make_a_rough_interval() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from openqwen2vl.evaluation.ablation.effects import Effect, agree
 from openqwen2vl.evaluation.comparison import Settings
-from openqwen2vl.evaluation.conclusion import is_below_detectable, roughness
+from openqwen2vl.evaluation.conclusion import interval, is_below_detectable, questions, roughness
 
 
 def verdict(effect: Effect) -> str:
@@ -17,18 +17,17 @@ def verdict(effect: Effect) -> str:
 def sentence(effect: Effect, settings: Settings) -> str:
     """Say in one sentence what one effect is, how sure it is, and what that means."""
     found = effect.comparison
+    level = interval(found, settings)
     if not found.differing:
         return (
             f"{found.name}: no difference shown: {effect.mixture} and {effect.baseline} are "
-            f"equally right on each of {found.questions:,} questions."
+            f"equally right on each of {questions(found)} ({level})."
         )
-    low, high = found.interval
     if found.difference:
         side = "above" if found.difference > 0 else "below"
         size = f"{effect.mixture} is {abs(found.difference):.2f} points {side} {effect.baseline}"
     else:
         size = f"{effect.mixture} and {effect.baseline} are both at {found.a:.2f} %"
-    level = f"{100 * (1 - settings.alpha):g} % interval {low:.2f} to {high:.2f}"
     meaning = f"{_meaning(effect, settings)}{roughness(found)}"
     return f"{found.name}: {size} ({level}, p by Holm {found.p_holm:.2g}): {meaning}."
 
@@ -36,9 +35,9 @@ def sentence(effect: Effect, settings: Settings) -> str:
 def _meaning(effect: Effect, settings: Settings) -> str:
     found = effect.comparison
     least = (
-        ""
+        f"{questions(found)} could not show any"
         if found.detectable is None
-        else f"{found.questions:,} questions find {found.detectable:.2f} points in "
+        else f"{questions(found)} find {found.detectable:.2f} points in "
         f"{100 * settings.power:g} % of cases, compared alone"
     )
     if effect.of_models:
