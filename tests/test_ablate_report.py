@@ -83,6 +83,23 @@ def test_the_csv_holds_every_mixture_and_benchmark(call: Run, ablation: Path) ->
     assert float(bad["low"]) < float(bad["difference"]) < float(bad["high"]) < 0
 
 
+def test_a_narrow_terminal_cuts_no_name_and_no_figure(
+    call: Run, ablation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(columns: int) -> list[list[str]]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out = call("ablate", "only=report", f"out={ablation}", "draws=500")[1]
+        return [line.split() for line in out.splitlines() if line.split()[0] in ("mixture", *NAMES)]
+
+    wide, narrow = rows(120), rows(36)
+    assert [row[0] for row in wide] == ["mixture", *NAMES]
+    assert wide[0] == ["mixture", "gqa", "pope", "mean", "tokens"]
+    # The same in two tables, one below the other.
+    assert [
+        first + second[1:] for first, second in zip(narrow[:4], narrow[4:], strict=True)
+    ] == wide
+
+
 def test_another_baseline_can_be_taken_afterwards(call: Run, ablation: Path) -> None:
     words = ("ablate", "only=report", f"out={ablation}", "baseline=mix_bad", "draws=500")
     code, out, _ = call(*words)

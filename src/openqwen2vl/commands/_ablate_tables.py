@@ -2,12 +2,14 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from openqwen2vl.evaluation.ablation.effects import Effect
@@ -132,8 +134,14 @@ def remarks(findings: Findings) -> list[str]:
     return told
 
 
-def score_cells(findings: Findings, mixture: str) -> list[str]:
-    """Give a mixture's row of the score table: each benchmark, then the mean of them."""
+def score_cells(findings: Findings, mixture: str, ranges: bool = True) -> list[str]:
+    """Give a mixture's row of the score table: each benchmark, then the mean of them.
+
+    Args:
+        findings: of all jobs.
+        mixture: which.
+        ranges: whether the lowest and the highest seed stand beside the mean over several.
+    """
     stars = {
         one.benchmark: " **" if one.of_mixtures else " *"
         for one in findings.effects
@@ -145,7 +153,8 @@ def score_cells(findings: Findings, mixture: str) -> list[str]:
         if not values:
             cells.append("failed")
             continue
-        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        several = ranges and len(values) > 1
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if several else ""
         cells.append(f"{fmean(values):.1f}{spread}{stars.get(benchmark, '')}")
     average = findings.average(mixture)
     return [*cells, "" if average is None else f"{average:.1f}"]
@@ -154,18 +163,44 @@ def score_cells(findings: Findings, mixture: str) -> list[str]:
 def show(findings: Findings) -> None:
     """Print the scores, what is shown, and what failed."""
     console = Console()
-    title = f"scores in percent; * differs from {findings.mixtures[0]} (** as a mixture)"
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    table.add_column("mixture", overflow="fold")
-    for name in (*findings.benchmarks, "mean", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for mixture in findings.mixtures:
-        tokens = sum(findings.consumed(mixture, PRETRAIN, "tokens").values())
-        table.add_row(mixture, *score_cells(findings, mixture), f"{tokens:,.0f}")
-    console.print(table)
+    base = findings.mixtures[0]
+    _say(console, f"scores in percent; * differs from {base} (** as a mixture)")
+    for table in _score_tables(findings, console.width):
+        console.print(table)
     told = conclusions(findings.effects, findings.settings)
     told += [sentence(one, findings.settings) for one in findings.effects]
     told += remarks(findings)
     told += [f"failed: {job.name}: {why}" for job, why in findings.failed.items()]
     for line in told:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(console, line)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _score_tables(findings: Findings, width: int) -> Iterator[Table]:
+    """Give the scores in as many tables as it takes for no name and no figure to be cut short."""
+    heads = [*findings.benchmarks, "mean", "tokens"]
+    rows = {}
+    for mixture in findings.mixtures:
+        tokens = sum(findings.consumed(mixture, PRETRAIN, "tokens").values())
+        rows[mixture] = [*score_cells(findings, mixture, ranges=False), f"{tokens:,.0f}"]
+    first = min(max(len(mixture) for mixture in rows), width // 3)
+    groups: list[list[int]] = [[]]
+    left = width - first
+    for column, head in enumerate(heads):
+        needed = 2 + max(len(head), *(len(row[column]) for row in rows.values()))
+        if needed > left and groups[-1]:
+            groups.append([])
+            left = width - first
+        groups[-1].append(column)
+        left -= needed
+    for columns in groups:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("mixture", overflow="fold", width=max(first, len("mixture")))
+        for column in columns:
+            table.add_column(heads[column], justify="right", no_wrap=True)
+        for mixture, cells in rows.items():
+            table.add_row(escape(mixture), *(cells[column] for column in columns))
+        yield table
