@@ -200,6 +200,17 @@ def test_p_over_seeds_is_students() -> None:
     assert found == pytest.approx(ttest_1samp([1.0, 2.0, 4.5], 0).pvalue)
     assert seeds_p([2.0, 2.0]) == 0
     assert seeds_p([0.0, 0.0, 0.0]) == 1
+    assert seeds_p([1.0, 2.0, 4.5], step=0.5) == found
+
+
+def test_seeds_that_agree_by_rounding_do_not_prove_a_difference() -> None:
+    assert seeds_p([5.0, 5.0], step=5.0) == pytest.approx(0.128, abs=0.001)
+    assert seeds_p([0.0, 0.0], step=5.0) == 1
+    rng = np.random.default_rng(0)
+    # Equal mixtures of 20 questions: differences are whole multiples of 5 points.
+    drawn = 5 * np.round(rng.normal(0, 5.0, (4000, 2)) / 5)
+    assert np.mean([seeds_p(one.tolist(), step=5.0) < 0.05 for one in drawn]) < 0.05
+    assert np.mean([seeds_p(one.tolist()) < 0.05 for one in drawn]) > 0.05
 
 
 def test_p_over_seeds_is_below_its_level_as_often_as_it_says() -> None:
