@@ -21,7 +21,8 @@ from openqwen2vl.formats.files import atomic_file
 COLUMNS = (
     *("mixture", "benchmark", "baseline", "seeds", "questions", "figure"),
     *("score", "lowest", "highest"),
-    *("difference", "low", "high", "by_seed", "p", "p_holm", "detectable", "verdict"),
+    *("difference", "low", "high", "by_seed", "p", "p_holm", "p_over_seeds"),
+    *("detectable", "verdict"),
     *("tokens", "documents", "device_hours", "failed_seeds"),
 )
 
@@ -29,6 +30,8 @@ COLUMNS = (
 _MEANS = ("accuracy", "row")
 # Above what a last step more or less makes of long runs.
 _UNEQUAL = 0.05
+# Likewise of passes over a source.
+_PASS = 1.05
 
 
 def csv_rows(findings: Findings) -> list[dict[str, object]]:
@@ -74,6 +77,7 @@ def _effect(effect: Effect) -> dict[str, object]:
         "by_seed": " ".join(f"{value:.4f}" for value in effect.by_seed),
         "p": found.p,
         "p_holm": found.p_holm,
+        "p_over_seeds": effect.p_over_seeds,
         "detectable": found.detectable,
         "verdict": verdict(effect),
     }
@@ -118,7 +122,7 @@ def figures_of(findings: Findings) -> dict[str, Any]:
 
 
 def remarks(findings: Findings) -> list[str]:
-    """Say what differences do not mean: other figures than the scores, unequal pre-training."""
+    """Say what differences do not mean: other figures than scores, pre-training not as equal."""
     heads = findings.outcomes[0].record["scores"] if findings.outcomes else {}
     figures = {name: heads[name]["headline"] for name in findings.benchmarks if name in heads}
     told = [
@@ -131,7 +135,23 @@ def remarks(findings: Findings) -> list[str]:
             f"pre-training was not equal: the largest took {more:.0%} more tokens than the "
             "smallest; budget.tokens makes it so"
         )
+    if again := _repeated(findings):
+        told.append(
+            f"pre-training repeated documents: {', '.join(again)}; equal tokens are then not equally "
+            "many documents, and what a mixture would give unrepeated is not shown"
+        )
     return told
+
+
+def _repeated(findings: Findings) -> list[str]:
+    """Give the mixtures too small for their tokens, each with its most passes over a source."""
+    most = {
+        mixture: max(findings.consumed(mixture, PRETRAIN, "passes").values(), default=0.0)
+        for mixture in findings.mixtures
+    }
+    return [
+        f"{mixture} up to {passes:.1f} times" for mixture, passes in most.items() if passes > _PASS
+    ]
 
 
 def score_cells(findings: Findings, mixture: str, ranges: bool = True) -> list[str]:
