@@ -128,6 +128,12 @@ def test_jobs_that_fail_do_not_hide_and_the_code_is_1(
     assert left.value.code == 1
     page = (ablation.out / "report.html").read_text()
     assert "only_red/seed-0: sft: ended with code 1: out of memory" in page
+    # A page of other jobs is not left for one on these.
+    monkeypatch.setattr(_ablate_sweep, "run_child", lambda command, log=None: 0)
+    with pytest.raises(SystemExit) as left:
+        ablation.run(mixture="only_red")
+    assert left.value.code == 1
+    assert not (ablation.out / "report.html").exists()
 
 
 @pytest.mark.parametrize(
