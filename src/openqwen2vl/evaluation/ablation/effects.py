@@ -134,6 +134,18 @@ def seeds_p(by_seed: Sequence[float], step: float = 0.0) -> float:
     return float(2 * students_t.sf(abs(values.mean()) / error, len(values) - 1))
 
 
+def least_over_seeds(seeds: int, comparisons: int, alpha: float) -> float:
+    """How many times its scatter over seeds the first difference must be that `seeds_p` shows.
+
+    Args:
+        seeds: two or more.
+        comparisons: over which p is corrected.
+        alpha: level of the test.
+    """
+    reached = import_module("scipy.stats").t.isf(alpha / 2 / comparisons, seeds - 1)
+    return float(reached / np.sqrt(seeds))
+
+
 def _check_seeds(by_seed: Mapping[int, Sequence[Scored]], mixture: str) -> None:
     """Refuse to join seeds that were not asked alike: their questions would be others."""
     seeds = list(by_seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from openqwen2vl.evaluation.ablation.effects import Effect, agree
+from openqwen2vl.evaluation.ablation.effects import Effect, agree, least_over_seeds
 from openqwen2vl.evaluation.comparison import Settings
 from openqwen2vl.evaluation.conclusion import interval, is_below_detectable, questions, roughness
 
@@ -75,7 +75,8 @@ def conclusions(effects: Sequence[Effect], settings: Settings) -> list[str]:
     models, mixtures = (
         sum(getattr(one, k) for one in effects) for k in ("of_models", "of_mixtures")
     )
-    by = f"all {num} comparisons taken together (Holm, level {settings.alpha:g})"
+    together = f"all {num} comparisons taken together (Holm, level {settings.alpha:g})"
+    by = together if num > 1 else f"at level {settings.alpha:g}"
     told = [f"{models} of {num} differences from {base} are shown of the trained models, {by}."]
     if max(len(one.seeds) for one in effects) > 1:
         told.insert(
@@ -83,25 +84,28 @@ def conclusions(effects: Sequence[Effect], settings: Settings) -> list[str]:
         )
     if models < num:
         told.append(
-            f"The other {num - models} are not shown, which does not mean that the mixtures are "
+            f"{num - models} of {num} are not shown, which does not mean that the mixtures are "
             "equal: smaller differences than the detectable ones may be there."
         )
-    return [*told, _seeds([len(one.seeds) for one in effects])]
+    return [*told, _seeds([len(one.seeds) for one in effects], settings.alpha)]
 
 
-def _seeds(counts: Sequence[int]) -> str:
+def _seeds(counts: Sequence[int], alpha: float) -> str:
     """Say what the numbers of seeds behind the effects leave open."""
+    num = len(counts)
     most, fewest = max(counts), min(counts)
     if most == 1:
         return (
             "One seed a mixture: what is shown is shown of these trained models, not of the "
-            "mixtures. How far another seed would have moved each score was not measured; three "
-            "seeds or more would tell."
+            "mixtures. How far another seed would have moved each score was not measured; with five "
+            f"seeds a difference {least_over_seeds(5, num, alpha):.1f} times that scatter would show."
         )
     many = f"{most}" if most == fewest else f"{fewest} to {most}"
     return (
         f"{many} seeds a mixture: of the trained models, p and intervals hold the chance in the "
         "choice of questions, which are drawn and exchanged with their answers under every seed; "
         "of the mixtures, a second test (Student's t over seeds) holds the chance in the choice of "
-        "seeds, and both must show the difference."
+        "seeds, and both must show the difference. That needs a difference "
+        f"{least_over_seeds(most, num, alpha):.1f} times its scatter over {most} seeds, or "
+        f"{least_over_seeds(2 * most, num, alpha):.1f} times over {2 * most}."
     )
