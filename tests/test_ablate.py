@@ -17,8 +17,9 @@ from openqwen2vl.commands import _ablate_job, _ablate_sweep
 from openqwen2vl.commands._ablate_job import run_job
 from openqwen2vl.commands._ablate_plan import Plan
 from openqwen2vl.commands._ablate_words import reword, split_items
-from openqwen2vl.evaluation.ablation.jobs import Job, differences, fingerprint
+from openqwen2vl.evaluation.ablation.jobs import Job, differences, fingerprint, read_failure
 from openqwen2vl.formats.errors import UserError
+from openqwen2vl.training.run_folder import RunFolder
 
 ANSWERS = {"ai2d": [1.0, 0.0, 1.0, 1.0]}
 
@@ -292,6 +293,17 @@ def test_a_job_that_failed_goes_on_where_it_was(
     assert "resume=auto" in said
     run_job(plan, job)
     assert len(stages.ran) == 3 + bool(fails)
+
+
+def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, ["red"], [0], ["ai2d"], tmp_path, "standard", {}, [])
+    (job,) = plan.jobs
+    write_json(tmp_path / job.name / "config.json", {})
+    other = RunFolder(tmp_path / job.name)
+    other.lock()
+    with pytest.raises(UserError, match="another process is at job red/seed-0 of"):
+        run_job(plan, job)
+    assert read_failure(tmp_path, job) == "another process is at it"
 
 
 def test_a_seed_draws_the_order_and_the_first_weights(ablation: Ablation) -> None:

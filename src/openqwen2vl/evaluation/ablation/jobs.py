@@ -110,6 +110,8 @@ def read_record(folder: Path, name: str, keys: Sequence[str]) -> dict[str, Any]:
 
 def read_failure(out: Path, job: Job) -> str:
     """Say why a job is not done."""
+    if RunFolder(out / job.name).written():
+        return "another process is at it"
     told = RunFolder(out / job.name).read_json(FAILED)
     if told:
         return f"{told['stage']}: {told['message']}"
