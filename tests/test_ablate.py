@@ -1,6 +1,7 @@
 """The command that ablates: its words, its plan, what it skips and refuses, and its jobs."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,35 @@ def test_a_job_of_other_settings_is_refused_by_the_keys_that_differ(ablation: Ab
 def test_how_many_are_asked_at_once_may_change(ablation: Ablation) -> None:
     assert ablation.run()[0] == 0
     assert ablation.run("evaluate=[trainer.accelerator=cpu,batch_size=2]")[0] == 0
-    told = ablation.run("evaluate=[trainer.accelerator=cpu,dtype=bfloat16]")
-    assert_one_message(told, "was begun with other settings: evaluate.keys is [")
+
+
+def test_who_asks_otherwise_need_not_train_again(ablation: Ablation) -> None:
+    assert ablation.run()[0] == 0
+    otherwise = "evaluate=[trainer.accelerator=cpu,dtype=bfloat16]"
+    told = ablation.run(otherwise)
+    assert_one_message(
+        told,
+        "was begun with other settings: evaluate.keys is [",
+        "or delete scores and job.json in every job's folder to ask the trained models again",
+    )
+    for job in ablation.swept:
+        (ablation.out / job / "job.json").unlink()
+        shutil.rmtree(ablation.out / job / "scores")
+    assert ablation.run(otherwise)[0] == 0
+    assert len(ablation.swept) == 4
+    ablation.sft += ["optim.lr=0.5"]
+    assert_one_message(ablation.run(otherwise), "sft.optim.lr is ", "or delete the folder")
+
+
+def test_all_mixtures_that_do_not_fit_are_told_at_once(ablation: Ablation) -> None:
+    code, _, err = ablation.run(mixture="[only_red,gone,ccs]")
+    assert code == 2
+    assert "mixture gone: no manifest.json in nowhere" in err
+    assert "\nmixture ccs: " in err
+    assert "fit to be trained: only_red; mixture= may name these alone" in err
+    ablation.pretrain.append("budget.steps=null")
+    err = ablation.run()[2]
+    assert err.startswith("mixture only_blue, only_red: pretrain sets neither")
 
 
 def test_jobs_that_fail_do_not_hide_and_the_code_is_1(
