@@ -99,6 +99,20 @@ def test_what_is_done_is_skipped_and_what_is_new_is_run(ablation: Ablation) -> N
     ]
 
 
+def test_the_report_is_of_this_plan_whoever_else_works_in_the_folder(
+    ablation: Ablation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beside(command: Sequence[str], log: Path | None = None) -> int:
+        plan = {"mixtures": ["only_blue"], "seeds": [9], "benchmarks": ["ai2d"]}
+        write_json(ablation.out / "ablation.json", plan)
+        return ablation.record(command)
+
+    monkeypatch.setattr(_ablate_sweep, "run_child", beside)
+    code, out, _ = ablation.run("json=true", mixture="only_red")
+    assert code == 0
+    assert list(json.loads(out.splitlines()[-1])["scores"]) == ["only_red"]
+
+
 def test_a_job_of_other_settings_is_refused_by_the_keys_that_differ(ablation: Ablation) -> None:
     assert ablation.run()[0] == 0
     ablation.pretrain += ["optim.lr=0.5", "data.num_workers=1"]
