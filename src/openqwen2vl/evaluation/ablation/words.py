@@ -69,7 +69,7 @@ def conclusions(effects: Sequence[Effect], settings: Settings) -> list[str]:
     if not effects:
         return [
             "Nothing to compare: no other mixture has scores under a seed of the baseline, or the "
-            "baseline has none."
+            "baseline has none; only=report baseline=MIXTURE compares with another."
         ]
     num, base = len(effects), effects[0].baseline
     models, mixtures = (
