@@ -1,6 +1,7 @@
 """The command that ablates: its words, its plan, what it skips and refuses, and its jobs."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from openqwen2vl.commands import _ablate_job, _ablate_sweep
 from openqwen2vl.commands._ablate_job import run_job
 from openqwen2vl.commands._ablate_plan import Plan
 from openqwen2vl.commands._ablate_words import reword, split_items
-from openqwen2vl.evaluation.ablation.jobs import Job, differences, fingerprint
+from openqwen2vl.evaluation.ablation.jobs import Job, differences, fingerprint, read_failure
 from openqwen2vl.formats.errors import UserError
+from openqwen2vl.training.run_folder import RunFolder
 
 ANSWERS = {"ai2d": [1.0, 0.0, 1.0, 1.0]}
 
@@ -97,6 +99,20 @@ def test_what_is_done_is_skipped_and_what_is_new_is_run(ablation: Ablation) -> N
     ]
 
 
+def test_the_report_is_of_this_plan_whoever_else_works_in_the_folder(
+    ablation: Ablation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beside(command: Sequence[str], log: Path | None = None) -> int:
+        plan = {"mixtures": ["only_blue"], "seeds": [9], "benchmarks": ["ai2d"]}
+        write_json(ablation.out / "ablation.json", plan)
+        return ablation.record(command)
+
+    monkeypatch.setattr(_ablate_sweep, "run_child", beside)
+    code, out, _ = ablation.run("json=true", mixture="only_red")
+    assert code == 0
+    assert list(json.loads(out.splitlines()[-1])["scores"]) == ["only_red"]
+
+
 def test_a_job_of_other_settings_is_refused_by_the_keys_that_differ(ablation: Ablation) -> None:
     assert ablation.run()[0] == 0
     ablation.pretrain += ["optim.lr=0.5", "data.num_workers=1"]
@@ -109,8 +125,35 @@ def test_a_job_of_other_settings_is_refused_by_the_keys_that_differ(ablation: Ab
 def test_how_many_are_asked_at_once_may_change(ablation: Ablation) -> None:
     assert ablation.run()[0] == 0
     assert ablation.run("evaluate=[trainer.accelerator=cpu,batch_size=2]")[0] == 0
-    told = ablation.run("evaluate=[trainer.accelerator=cpu,dtype=bfloat16]")
-    assert_one_message(told, "was begun with other settings: evaluate.keys is [")
+
+
+def test_who_asks_otherwise_need_not_train_again(ablation: Ablation) -> None:
+    assert ablation.run()[0] == 0
+    otherwise = "evaluate=[trainer.accelerator=cpu,dtype=bfloat16]"
+    told = ablation.run(otherwise)
+    assert_one_message(
+        told,
+        "was begun with other settings: evaluate.keys is [",
+        "or delete scores and job.json in every job's folder to ask the trained models again",
+    )
+    for job in ablation.swept:
+        (ablation.out / job / "job.json").unlink()
+        shutil.rmtree(ablation.out / job / "scores")
+    assert ablation.run(otherwise)[0] == 0
+    assert len(ablation.swept) == 4
+    ablation.sft += ["optim.lr=0.5"]
+    assert_one_message(ablation.run(otherwise), "sft.optim.lr is ", "or delete the folder")
+
+
+def test_all_mixtures_that_do_not_fit_are_told_at_once(ablation: Ablation) -> None:
+    code, _, err = ablation.run(mixture="[only_red,gone,ccs]")
+    assert code == 2
+    assert "mixture gone: no manifest.json in nowhere" in err
+    assert "\nmixture ccs: " in err
+    assert "fit to be trained: only_red; mixture= may name these alone" in err
+    ablation.pretrain.append("budget.steps=null")
+    err = ablation.run()[2]
+    assert err.startswith("mixture only_blue, only_red: pretrain sets neither")
 
 
 def test_jobs_that_fail_do_not_hide_and_the_code_is_1(
@@ -128,6 +171,12 @@ def test_jobs_that_fail_do_not_hide_and_the_code_is_1(
     assert left.value.code == 1
     page = (ablation.out / "report.html").read_text()
     assert "only_red/seed-0: sft: ended with code 1: out of memory" in page
+    # A page of other jobs is not left for one on these.
+    monkeypatch.setattr(_ablate_sweep, "run_child", lambda command, log=None: 0)
+    with pytest.raises(SystemExit) as left:
+        ablation.run(mixture="only_red")
+    assert left.value.code == 1
+    assert not (ablation.out / "report.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -286,6 +335,17 @@ def test_a_job_that_failed_goes_on_where_it_was(
     assert "resume=auto" in said
     run_job(plan, job)
     assert len(stages.ran) == 3 + bool(fails)
+
+
+def test_a_job_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    plan = Plan(tmp_path, ["red"], [0], ["ai2d"], tmp_path, "standard", {}, [])
+    (job,) = plan.jobs
+    write_json(tmp_path / job.name / "config.json", {})
+    other = RunFolder(tmp_path / job.name)
+    other.lock()
+    with pytest.raises(UserError, match="another process is at job red/seed-0 of"):
+        run_job(plan, job)
+    assert read_failure(tmp_path, job) == "another process is at it"
 
 
 def test_a_seed_draws_the_order_and_the_first_weights(ablation: Ablation) -> None:

@@ -61,3 +61,16 @@ def test_a_request_to_stop_reaches_the_child_first(
     assert mark.read_text() == "saved"
     assert "went on" not in out
     assert caller.returncode == code
+
+
+def test_a_child_is_asked_to_stop_when_its_parent_is_killed(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(mark), "no", SLEEPER])
+    deadline = time.monotonic() + 60
+    while not (mark.exists() and mark.read_text() == "up") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    caller.kill()
+    caller.wait()
+    while mark.read_text() != "saved" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert mark.read_text() == "saved"

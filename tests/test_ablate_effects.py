@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from scipy.stats import ttest_1samp
 from support.scored import HEAD
 
-from openqwen2vl.evaluation.ablation.effects import Effect, agree, effects, seeds_p
+from openqwen2vl.evaluation.ablation.effects import (
+    Effect,
+    agree,
+    effects,
+    least_over_seeds,
+    seeds_p,
+)
 from openqwen2vl.evaluation.ablation.overlap import shared_documents, shared_sources
 from openqwen2vl.evaluation.ablation.words import conclusions, sentence, verdict
 from openqwen2vl.evaluation.clusters import cluster_rows, sign_flip
@@ -162,8 +168,7 @@ def test_conclusions_count_what_is_shown_and_say_what_one_seed_means() -> None:
     assert any("not mean that the mixtures are equal" in line for line in rest)
     assert any(line.startswith("One seed a mixture") for line in rest)
     assert conclusions([effect(0.52)], FEW)[0] == (
-        "0 of 1 differences from a are shown of the trained models, all 1 comparisons taken "
-        "together (Holm, level 0.05)."
+        "0 of 1 differences from a are shown of the trained models, at level 0.05."
     )
     (told,) = conclusions([], FEW)
     assert told.startswith("Nothing to compare: no other mixture has scores under a seed of the ")
@@ -192,7 +197,7 @@ def test_what_is_shown_of_models_is_said_of_the_mixtures_only_when_the_seeds_say
     assert first.startswith("1 of 2 differences from a are real ones of the mixtures")
     assert second.startswith("2 of 2 differences from a are shown of the trained models")
     assert last.startswith("3 seeds a mixture: ")
-    assert "both must show the difference" in last
+    assert "both must show the difference. That needs a difference 3.6 times its scatter" in last
 
 
 def test_p_over_seeds_is_students() -> None:
@@ -200,6 +205,26 @@ def test_p_over_seeds_is_students() -> None:
     assert found == pytest.approx(ttest_1samp([1.0, 2.0, 4.5], 0).pvalue)
     assert seeds_p([2.0, 2.0]) == 0
     assert seeds_p([0.0, 0.0, 0.0]) == 1
+    assert seeds_p([1.0, 2.0, 4.5], step=0.5) == found
+
+
+def test_seeds_that_agree_by_rounding_do_not_prove_a_difference() -> None:
+    assert seeds_p([5.0, 5.0], step=5.0) == pytest.approx(0.128, abs=0.001)
+    assert seeds_p([0.0, 0.0], step=5.0) == 1
+    rng = np.random.default_rng(0)
+    # Equal mixtures of 20 questions: differences are whole multiples of 5 points.
+    drawn = 5 * np.round(rng.normal(0, 5.0, (4000, 2)) / 5)
+    assert np.mean([seeds_p(one.tolist(), step=5.0) < 0.05 for one in drawn]) < 0.05
+    assert np.mean([seeds_p(one.tolist()) < 0.05 for one in drawn]) > 0.05
+
+
+def test_what_seeds_can_show_is_where_their_test_begins_to() -> None:
+    for seeds, comparisons in ((2, 1), (3, 20), (6, 14)):
+        values = np.arange(seeds) / np.arange(seeds).std(ddof=1)
+        values = values - values.mean()
+        least = least_over_seeds(seeds, comparisons, 0.05)
+        assert seeds_p((values + 1.001 * least).tolist()) * comparisons < 0.05
+        assert seeds_p((values + 0.999 * least).tolist()) * comparisons > 0.05
 
 
 def test_p_over_seeds_is_below_its_level_as_often_as_it_says() -> None:

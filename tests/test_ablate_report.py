@@ -80,7 +80,26 @@ def test_the_csv_holds_every_mixture_and_benchmark(call: Run, ablation: Path) ->
     plain, bad = rows[0], rows[-1]
     assert (plain["difference"], plain["seeds"], plain["tokens"]) == ("", "0 1", "1000.0")
     assert (bad["verdict"], bad["seeds"], bad["failed_seeds"]) == ("these models", "0", "1")
+    # Of two seeds against one of them.
+    assert [row["p_over_seeds"] != "" for row in rows[::2]] == [False, True, False]
     assert float(bad["low"]) < float(bad["difference"]) < float(bad["high"]) < 0
+
+
+def test_a_narrow_terminal_cuts_no_name_and_no_figure(
+    call: Run, ablation: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(columns: int) -> list[list[str]]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        out = call("ablate", "only=report", f"out={ablation}", "draws=500")[1]
+        return [line.split() for line in out.splitlines() if line.split()[0] in ("mixture", *NAMES)]
+
+    wide, narrow = rows(120), rows(36)
+    assert [row[0] for row in wide] == ["mixture", *NAMES]
+    assert wide[0] == ["mixture", "gqa", "pope", "mean", "tokens"]
+    # The same in two tables, one below the other.
+    assert [
+        first + second[1:] for first, second in zip(narrow[:4], narrow[4:], strict=True)
+    ] == wide
 
 
 def test_another_baseline_can_be_taken_afterwards(call: Run, ablation: Path) -> None:
@@ -109,6 +128,17 @@ def test_a_figure_that_is_no_mean_over_rows_is_named(call: Run, ablation: Path) 
     assert told in (ablation / "report.html").read_text()
     with (ablation / "report.csv").open() as file:
         assert {row["figure"] for row in csv.DictReader(file)} == {"macro", "accuracy"}
+
+
+def test_mixtures_that_had_to_repeat_documents_are_named(call: Run, ablation: Path) -> None:
+    for path in ablation.glob("mix_bad/*/job.json"):
+        record = json.loads(path.read_text())
+        record["consumed"]["pretrain"]["blue"]["passes"] = 3.96
+        write_json(path, record)
+    out = call("ablate", "only=report", f"out={ablation}", "draws=500")[1]
+    told = "pre-training repeated documents: mix_bad up to 4.0 times; equal tokens are then not"
+    assert told in out
+    assert told in (ablation / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

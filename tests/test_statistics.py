@@ -134,9 +134,36 @@ def test_a_detectable_difference_is_found_four_times_of_five() -> None:
     assert 0.79 < (chi2 > 1.959964**2).mean() < 0.81
 
 
-def test_without_a_differing_question_nothing_is_known_of_what_can_be_detected() -> None:
+@pytest.mark.parametrize(("n", "seen"), [(20, 0.05), (20, 0.2), (60, 0.1), (217, 0.02)])
+def test_no_more_than_differs_can_be_detected_and_the_exact_test_finds_it(
+    n: int, seen: float
+) -> None:
+    difference = detectable(seen, n)
+    assert difference is not None
+    # All that differ speak for b, as they must where the models are further apart than was seen.
+    assert difference > seen
+    drawn = np.random.default_rng(0).binomial(n, difference, size=20_000)
+    p = np.array([binomtest(0, int(k)).pvalue if k else 1.0 for k in range(n + 1)])
+    assert 0.74 < (p[drawn] < 0.05).mean() < 0.81
+
+
+def test_without_a_differing_question_or_with_too_few_nothing_can_be_detected() -> None:
     assert detectable(0.0, 900) is None
-    assert all(0 < (detectable(0.5, n) or 0) <= 1 for n in range(1, 10))
+    # Five to nothing has p = 0.0625.
+    assert all(detectable(share, n) is None for n in range(1, 6) for share in (0.1, 1.0))
+    assert all(0 < (detectable(0.5, n) or 0) <= 1 for n in range(6, 12))
+
+
+def test_what_copies_and_fractions_detect_is_what_their_questions_do() -> None:
+    for lean in ([1.0] + [0.0] * 19, [1.0, -1.0, 1.0, 0, 0, 0] * 30):
+        once = singles(lean)
+        copied = Clusters(4 * once.sums, 4 * once.sizes)
+        half = Clusters(once.sums / 2, once.sizes)
+        num, found = len(lean), detectable(once.discordance, len(lean), size=once.size)
+        assert found is not None
+        assert once.size == 1.0
+        assert detectable(copied.discordance, num, size=copied.size) == pytest.approx(found)
+        assert detectable(half.discordance, num, size=half.size) == pytest.approx(found / 2)
 
 
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order() -> None:
@@ -212,6 +239,17 @@ def test_equal_answers_leave_room_for_questions_not_asked() -> None:
     low, high = bootstrap_interval(singles([0.0] * 100), 1000, 0, 0.05)
     # The exact upper limit for 0 of 100, as scipy gives it.
     assert high == -low == pytest.approx(binomtest(0, 100).proportion_ci().high)
+
+
+@pytest.mark.parametrize("each", [1.0, -0.3])
+def test_questions_that_all_say_the_same_do_not_give_an_interval_of_no_width(each: float) -> None:
+    for num in (1, 12):
+        sizes = np.arange(1, num + 1)
+        low, high = bootstrap_interval(Clusters(each * sizes, sizes), 1000, 0, 0.05)
+        unseen = binomtest(0, num).proportion_ci().high
+        seen = (1 - unseen) * each
+        assert (low, high) == pytest.approx((seen - unseen, seen + unseen))
+        assert -1 <= low < each <= high <= 1
 
 
 def test_the_clustered_interval_covers_where_the_naive_one_does_not() -> None:

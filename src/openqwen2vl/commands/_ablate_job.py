@@ -60,6 +60,11 @@ def run_job(plan: Plan, job: Job) -> dict[str, Any]:
         )
     if is_done(plan.out, job, plan.benchmarks):
         return {"job": job.name, "state": "done"}
+    if folder.written():
+        raise UserError(
+            f"another process is at job {job.name} of {plan.out}; wait for it or stop it, and run "
+            "the ablation again"
+        )
     folder.lock()
     try:
         for stage in TRAINED:

@@ -166,22 +166,38 @@ def settings_of(plan: Plan) -> dict[Job, dict[str, Any]]:
     scored = {"protocol": plan.protocol, "keys": _asked(plan.words["evaluate"])}
     tuned = _stage(plan.train_words(first, SFT), SFT)
     found = {}
-    for mixture in plan.mixtures:
-        words = plan.train_words(Job(mixture, plan.seeds[0]), PRETRAIN)
-        try:
-            trained = _stage(words, PRETRAIN)
-        except (UserError, InstantiationException) as error:
-            told = error.__cause__ if isinstance(error, InstantiationException) else error
-            if not isinstance(told, UserError):
-                raise
-            # A glob takes many: whose packs are missing must be told.
-            raise type(told)(f"mixture {mixture}: {told}") from error
+    for mixture, trained in _trained(plan).items():
         for seed in plan.seeds:
             stages = {
                 PRETRAIN: _seeded(trained, seed, ("order", *_DRAWN)),
                 SFT: _seeded(tuned, seed, ("order",)),
             }
             found[Job(mixture, seed)] = {**stages, "evaluate": scored}
+    return found
+
+
+def _trained(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Give the settings of each mixture's pre-training.
+
+    Raises:
+        ConfigError: some cannot be trained; a glob takes many, so each is told, in one message.
+    """
+    found = {}
+    faults: dict[str, list[str]] = {}
+    for mixture in plan.mixtures:
+        words = plan.train_words(Job(mixture, plan.seeds[0]), PRETRAIN)
+        try:
+            found[mixture] = _stage(words, PRETRAIN)
+        except (UserError, InstantiationException) as error:
+            told = error.__cause__ if isinstance(error, InstantiationException) else error
+            if not isinstance(told, UserError):
+                raise
+            faults.setdefault(str(told), []).append(mixture)
+    if faults:
+        lines = [f"mixture {', '.join(names)}: {told}" for told, names in faults.items()]
+        if found:
+            lines.append(f"fit to be trained: {', '.join(found)}; mixture= may name these alone")
+        raise ConfigError("\n".join(lines))
     return found
 
 

@@ -41,4 +41,7 @@ def write_report(findings: Findings) -> dict[str, Any]:
     if findings.outcomes:
         build_page(findings).save(findings.out / PAGE)
         Console().print(f"see {findings.out / PAGE}", soft_wrap=True, highlight=False)
+    else:
+        # That of an earlier plan would be taken for this one's.
+        (findings.out / PAGE).unlink(missing_ok=True)
     return figures_of(findings)

@@ -2,12 +2,14 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from openqwen2vl.evaluation.ablation.effects import Effect
@@ -19,7 +21,8 @@ from openqwen2vl.formats.files import atomic_file
 COLUMNS = (
     *("mixture", "benchmark", "baseline", "seeds", "questions", "figure"),
     *("score", "lowest", "highest"),
-    *("difference", "low", "high", "by_seed", "p", "p_holm", "detectable", "verdict"),
+    *("difference", "low", "high", "by_seed", "p", "p_holm", "p_over_seeds"),
+    *("detectable", "verdict"),
     *("tokens", "documents", "device_hours", "failed_seeds"),
 )
 
@@ -27,6 +30,8 @@ COLUMNS = (
 _MEANS = ("accuracy", "row")
 # Above what a last step more or less makes of long runs.
 _UNEQUAL = 0.05
+# Likewise of passes over a source.
+_PASS = 1.05
 
 
 def csv_rows(findings: Findings) -> list[dict[str, object]]:
@@ -72,6 +77,7 @@ def _effect(effect: Effect) -> dict[str, object]:
         "by_seed": " ".join(f"{value:.4f}" for value in effect.by_seed),
         "p": found.p,
         "p_holm": found.p_holm,
+        "p_over_seeds": effect.p_over_seeds,
         "detectable": found.detectable,
         "verdict": verdict(effect),
     }
@@ -116,7 +122,7 @@ def figures_of(findings: Findings) -> dict[str, Any]:
 
 
 def remarks(findings: Findings) -> list[str]:
-    """Say what differences do not mean: other figures than the scores, unequal pre-training."""
+    """Say what differences do not mean: other figures than scores, pre-training not as equal."""
     heads = findings.outcomes[0].record["scores"] if findings.outcomes else {}
     figures = {name: heads[name]["headline"] for name in findings.benchmarks if name in heads}
     told = [
@@ -129,11 +135,33 @@ def remarks(findings: Findings) -> list[str]:
             f"pre-training was not equal: the largest took {more:.0%} more tokens than the "
             "smallest; budget.tokens makes it so"
         )
+    if again := _repeated(findings):
+        told.append(
+            f"pre-training repeated documents: {', '.join(again)}; equal tokens are then not equally "
+            "many documents, and what a mixture would give unrepeated is not shown"
+        )
     return told
 
 
-def score_cells(findings: Findings, mixture: str) -> list[str]:
-    """Give a mixture's row of the score table: each benchmark, then the mean of them."""
+def _repeated(findings: Findings) -> list[str]:
+    """Give the mixtures too small for their tokens, each with its most passes over a source."""
+    most = {
+        mixture: max(findings.consumed(mixture, PRETRAIN, "passes").values(), default=0.0)
+        for mixture in findings.mixtures
+    }
+    return [
+        f"{mixture} up to {passes:.1f} times" for mixture, passes in most.items() if passes > _PASS
+    ]
+
+
+def score_cells(findings: Findings, mixture: str, ranges: bool = True) -> list[str]:
+    """Give a mixture's row of the score table: each benchmark, then the mean of them.
+
+    Args:
+        findings: of all jobs.
+        mixture: which.
+        ranges: whether the lowest and the highest seed stand beside the mean over several.
+    """
     stars = {
         one.benchmark: " **" if one.of_mixtures else " *"
         for one in findings.effects
@@ -145,7 +173,8 @@ def score_cells(findings: Findings, mixture: str) -> list[str]:
         if not values:
             cells.append("failed")
             continue
-        spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+        several = ranges and len(values) > 1
+        spread = f" ({min(values):.1f} to {max(values):.1f})" if several else ""
         cells.append(f"{fmean(values):.1f}{spread}{stars.get(benchmark, '')}")
     average = findings.average(mixture)
     return [*cells, "" if average is None else f"{average:.1f}"]
@@ -154,18 +183,44 @@ def score_cells(findings: Findings, mixture: str) -> list[str]:
 def show(findings: Findings) -> None:
     """Print the scores, what is shown, and what failed."""
     console = Console()
-    title = f"scores in percent; * differs from {findings.mixtures[0]} (** as a mixture)"
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    table.add_column("mixture", overflow="fold")
-    for name in (*findings.benchmarks, "mean", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for mixture in findings.mixtures:
-        tokens = sum(findings.consumed(mixture, PRETRAIN, "tokens").values())
-        table.add_row(mixture, *score_cells(findings, mixture), f"{tokens:,.0f}")
-    console.print(table)
+    base = findings.mixtures[0]
+    _say(console, f"scores in percent; * differs from {base} (** as a mixture)")
+    for table in _score_tables(findings, console.width):
+        console.print(table)
     told = conclusions(findings.effects, findings.settings)
     told += [sentence(one, findings.settings) for one in findings.effects]
     told += remarks(findings)
     told += [f"failed: {job.name}: {why}" for job, why in findings.failed.items()]
     for line in told:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(console, line)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _score_tables(findings: Findings, width: int) -> Iterator[Table]:
+    """Give the scores in as many tables as it takes for no name and no figure to be cut short."""
+    heads = [*findings.benchmarks, "mean", "tokens"]
+    rows = {}
+    for mixture in findings.mixtures:
+        tokens = sum(findings.consumed(mixture, PRETRAIN, "tokens").values())
+        rows[mixture] = [*score_cells(findings, mixture, ranges=False), f"{tokens:,.0f}"]
+    first = min(max(len(mixture) for mixture in rows), width // 3)
+    groups: list[list[int]] = [[]]
+    left = width - first
+    for column, head in enumerate(heads):
+        needed = 2 + max(len(head), *(len(row[column]) for row in rows.values()))
+        if needed > left and groups[-1]:
+            groups.append([])
+            left = width - first
+        groups[-1].append(column)
+        left -= needed
+    for columns in groups:
+        table = Table(box=None, pad_edge=False)
+        table.add_column("mixture", overflow="fold", width=max(first, len("mixture")))
+        for column in columns:
+            table.add_column(heads[column], justify="right", no_wrap=True)
+        for mixture, cells in rows.items():
+            table.add_row(escape(mixture), *(cells[column] for column in columns))
+        yield table

@@ -59,6 +59,8 @@ def remarks(found: Sequence[Comparison], paired: Paired) -> list[str]:
                 f"{pair.benchmark}: compared is {_METRICS[pair.metric]}, its usual figure is "
                 f"{pair.headline}{hint}"
             )
+    if same := [pair.benchmark for pair in paired.pairs if pair.one_model]:
+        told.append(f"{', '.join(same)}: a and b are answers of one and the same model")
     told += _numbers(paired)
     for side, alone in (("a", paired.only_a), ("b", paired.only_b)):
         if alone:

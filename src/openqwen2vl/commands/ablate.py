@@ -6,13 +6,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from openqwen2vl.commands._ablate_config import JOB, REPORT, SCHEMA
+from openqwen2vl.commands._ablate_config import JOB, REPORT, SCHEMA, tests_of
 from openqwen2vl.commands._ablate_job import run_job
 from openqwen2vl.commands._ablate_plan import plan_of, settings_of, unfinished
 from openqwen2vl.commands._ablate_report import findings_of, write_report
 from openqwen2vl.commands._ablate_sweep import prepare, sweep
 from openqwen2vl.commands._ablate_words import reword
-from openqwen2vl.evaluation.ablation.findings import check_any
+from openqwen2vl.evaluation.ablation.findings import check_any, find
 from openqwen2vl.evaluation.ablation.jobs import Job
 
 __all__ = ["SCHEMA", "reword", "run"]
@@ -27,15 +27,18 @@ def run(config: DictConfig) -> dict[str, Any]:
     """
     if config.only == JOB:
         return run_job(plan_of(config), Job.parse(str(config.job)))
-    if config.only is None:
+    if config.only == REPORT:
+        findings = findings_of(config)
+        check_any(findings)
+    else:
         plan = plan_of(config)
         settings = settings_of(plan)
         jobs = unfinished(plan, settings)
         prepare(plan, settings, jobs)
         sweep(plan, jobs)
-    findings = findings_of(config)
-    if config.only == REPORT:
-        check_any(findings)
+        # Of this plan, whatever another ablation has written to the folder meanwhile.
+        tests = tests_of(config)
+        findings = find(plan.out, plan.mixtures, plan.seeds, plan.benchmarks, tests)
     figures = write_report(findings)
     if findings.failed and config.only is None:
         if config.json:

@@ -47,6 +47,12 @@ class Clusters:
         """
         return float(len(self.sums) * (self.sums**2).sum() / self.sizes.sum() ** 2)
 
+    @property
+    def size(self) -> float:
+        """How far questions that differ lie apart, scaled likewise; see `detectable`."""
+        apart = float(np.abs(self.sums).sum())
+        return self.discordance * float(self.sizes.sum()) / apart if apart else 1.0
+
 
 def cluster_rows(differences: NDArray[np.float64], names: NDArray[np.str_]) -> Clusters:
     """Sum rows by question.
@@ -68,8 +74,10 @@ def bootstrap_interval(
 
     Percentile, not BCa: BCa's correction is read from the share of draws below the estimate, which
     jumps where few questions differ and many draws tie; a paired difference is nearly symmetric, so
-    there is little to correct. When no question differs every draw is 0, and the limits are those
-    for the share of questions that differ [Clopper, Pearson 1934]: no difference can be larger.
+    there is little to correct. When the difference is the same in every question, as where there is
+    one question only or none differs, so is every draw, and drawing says nothing. Then the limits
+    hold what could hide: of all questions the largest share of which C draws may show none [Clopper,
+    Pearson 1934] might be right by one model alone.
 
     Args:
         clusters: the questions.
@@ -77,9 +85,11 @@ def bootstrap_interval(
         seed: of the draws.
         alpha: one minus the level.
     """
-    if not clusters.differing:
-        limit = 1 - (alpha / 2) ** (1 / len(clusters.sums))
-        return -limit, limit
+    each = clusters.sums / clusters.sizes
+    if np.ptp(each) < 1e-9:
+        unseen = 1 - (alpha / 2) ** (1 / len(each))
+        seen = (1 - unseen) * float(each[0])
+        return seen - unseen, seen + unseen
     generator = np.random.default_rng(seed)
     means = _resampled(clusters, draws, generator)
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])

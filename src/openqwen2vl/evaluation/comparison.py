@@ -76,7 +76,8 @@ class Comparison:
         decided_by: name of the test that counts here.
         p: of that test.
         p_holm: corrected for all benchmarks of the comparison.
-        detectable: the smallest difference that so many questions find; None: nothing differs.
+        detectable: the smallest difference that so many questions find; None: nothing differs, or
+            they are too few to find any.
     """
 
     name: str
@@ -151,7 +152,8 @@ def _clustered(
     low, high = bootstrap_interval(clusters, settings.draws, settings.seed, settings.alpha)
     flipped = sign_flip(clusters, settings.draws, settings.seed)
     num = len(clusters.sums)
-    least = detectable(clusters.discordance, num, settings.alpha, settings.power)
+    apart = clusters.discordance, num
+    least = detectable(*apart, settings.alpha, settings.power, clusters.size)
     return Comparison(
         name=pair.benchmark,
         protocol=pair.protocol,

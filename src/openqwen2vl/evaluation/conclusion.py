@@ -23,15 +23,25 @@ def sentence(found: Comparison, settings: Settings) -> str:
         found: the comparison, p-values corrected.
         settings: as it was made.
     """
+    level = interval(found, settings)
     if not found.differing:
         return (
             f"{found.name}: no difference shown: a and b are equally right on each of "
-            f"{found.questions:,} questions."
+            f"{questions(found)} ({level})."
         )
-    low, high = found.interval
-    level = f"{100 * (1 - settings.alpha):g} % interval {low:.2f} to {high:.2f}"
     size = f"{_who(found)} ({level}, {_p(found, settings)})"
     return f"{found.name}: {size}: {_meaning(found, settings)}{roughness(found)}."
+
+
+def interval(found: Comparison, settings: Settings) -> str:
+    """Give the interval of the difference in words, with its level."""
+    low, high = found.interval
+    return f"{100 * (1 - settings.alpha):g} % interval {low:.2f} to {high:.2f}"
+
+
+def questions(found: Comparison) -> str:
+    """Say how many questions were asked."""
+    return f"{found.questions:,} question{'' if found.questions == 1 else 's'}"
 
 
 def _who(found: Comparison) -> str:
@@ -48,8 +58,10 @@ def _p(found: Comparison, settings: Settings) -> str:
 
 
 def _meaning(found: Comparison, settings: Settings) -> str:
+    if found.detectable is None:
+        return f"no real difference shown; {questions(found)} could not show any"
     least = (
-        f"the {found.detectable:.2f} points that {found.questions:,} questions find in "
+        f"the {found.detectable:.2f} points that {questions(found)} find in "
         f"{100 * settings.power:g} % of cases"
     )
     below = is_below_detectable(found)

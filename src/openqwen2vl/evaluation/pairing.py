@@ -27,6 +27,7 @@ class Pair:
         metric: what the mean of ``a`` and of ``b`` is called: accuracy, or circular.
         headline: the metric that stands for the benchmark; ``metric`` may be another one.
         dtypes: the numbers that each model was reckoned in; None where its scores do not say.
+        one_model: whether both are answers of the very same weights.
     """
 
     benchmark: str
@@ -37,6 +38,7 @@ class Pair:
     metric: str = "accuracy"
     headline: str = "accuracy"
     dtypes: tuple[str | None, str | None] = (None, None)
+    one_model: bool = False
 
     def circular(self) -> "Pair":
         """Give one row a question, right when all its copies are: as right as its worst copy."""
@@ -166,4 +168,5 @@ def _joined(a: Scored, b: Scored) -> Pair:
         # `row` is what a benchmark with copies calls its accuracy.
         headline="accuracy" if headline == "row" else headline,
         dtypes=(a.head.get("dtype"), b.head.get("dtype")),
+        one_model=a.head.get("model_hash", "a") == b.head.get("model_hash", "b"),
     )

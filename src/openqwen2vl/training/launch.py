@@ -124,7 +124,8 @@ def spawn(processes: int, arguments: Sequence[str]) -> int:
         child = subprocess.Popen(
             command,
             env={**defaults, **os.environ, VARIABLE: str(note)},
-            preexec_fn=_before_launcher(),
+            # A scheduler may warn all processes of a job; this one passes the warning on by itself.
+            preexec_fn=leave_with_parent(deaf_to=WARNINGS),
         )
         code, _ = wait_passing_signals(child)
         return USER_ERROR if code and note.exists() else code
@@ -165,13 +166,16 @@ def wait_passing_signals(child: subprocess.Popen[bytes]) -> tuple[int, int | Non
     return code, passed[0][0] if passed else None
 
 
-def _before_launcher() -> Callable[[], None]:
-    """Give what the child does before it becomes the launcher."""
+def leave_with_parent(deaf_to: Sequence[int] = ()) -> Callable[[], None]:
+    """Give what a child does first, so that this process's death asks it to stop (Linux).
+
+    Args:
+        deaf_to: signals that the child is not to hear.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
 
     def prepare() -> None:
-        # A scheduler may warn all processes of a job; this one passes the warning on by itself.
-        for number in WARNINGS:
+        for number in deaf_to:
             signal.signal(number, signal.SIG_IGN)
         if sys.platform == "linux":
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

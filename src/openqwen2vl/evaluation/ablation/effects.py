@@ -92,7 +92,7 @@ def _decided(
     found: Sequence[Effect], corrected: Sequence[Comparison], settings: Settings
 ) -> list[Effect]:
     several = [one for one in found if len(one.by_seed) > 1]
-    over_seeds = holm([seeds_p(one.by_seed) for one in several]) if several else []
+    over_seeds = holm([seeds_p(one.by_seed, _step(one)) for one in several])
     p_of = {id(one): p for one, p in zip(several, over_seeds, strict=True)}
     decided = []
     for one, compared in zip(found, corrected, strict=True):
@@ -110,19 +110,40 @@ def _decided(
     return decided
 
 
-def seeds_p(by_seed: Sequence[float]) -> float:
+def _step(one: Effect) -> float:
+    return 100 * len(one.by_seed) / one.comparison.rows
+
+
+def seeds_p(by_seed: Sequence[float], step: float = 0.0) -> float:
     """Two-sided p of Student's t for a mean difference of 0 over seeds.
+
+    Differences of few questions are coarse, and two seeds then often give the same one; that they
+    do not scatter at all cannot be seen from that, so they scatter by rounding at least.
 
     Args:
         by_seed: differences under two seeds or more.
+        step: what one row more or less makes of a difference.
     """
     values = np.asarray(by_seed, np.float64)
-    error = values.std(ddof=1) / np.sqrt(len(values))
+    spread = max(values.std(ddof=1), step / np.sqrt(12))
+    error = spread / np.sqrt(len(values))
     if error == 0:
         return 0.0 if values[0] else 1.0
     # With the extra `report`, like all tests.
     students_t = import_module("scipy.stats").t
     return float(2 * students_t.sf(abs(values.mean()) / error, len(values) - 1))
+
+
+def least_over_seeds(seeds: int, comparisons: int, alpha: float) -> float:
+    """How many times its scatter over seeds the first difference must be that `seeds_p` shows.
+
+    Args:
+        seeds: two or more.
+        comparisons: over which p is corrected.
+        alpha: level of the test.
+    """
+    reached = import_module("scipy.stats").t.isf(alpha / 2 / comparisons, seeds - 1)
+    return float(reached / np.sqrt(seeds))
 
 
 def _check_seeds(by_seed: Mapping[int, Sequence[Scored]], mixture: str) -> None:

@@ -110,6 +110,8 @@ def read_record(folder: Path, name: str, keys: Sequence[str]) -> dict[str, Any]:
 
 def read_failure(out: Path, job: Job) -> str:
     """Say why a job is not done."""
+    if RunFolder(out / job.name).written():
+        return "another process is at it"
     told = RunFolder(out / job.name).read_json(FAILED)
     if told:
         return f"{told['stage']}: {told['message']}"
@@ -130,19 +132,27 @@ def is_done(out: Path, job: Job, benchmarks: Sequence[str]) -> bool:
 def check_unchanged(out: Path, job: Job, settings: Mapping[str, Any]) -> None:
     """Refuse to take a job, done or begun, for one of other settings.
 
+    Its evaluation is begun when there are answers: without them its models may be asked otherwise.
+
     Raises:
         UserError: it was begun with other settings; the message names the keys.
     """
-    before = RunFolder(out / job.name).read_json(SETTINGS)
+    folder = out / job.name
+    before = RunFolder(folder).read_json(SETTINGS)
     if not before or not _begun(out, job):
         return
     told = list(differences(before, settings))
+    asked = [one for one in told if one.startswith("evaluate.")]
+    if len(asked) == len(told):
+        told = asked if (folder / SCORES).is_dir() else []
+        ways = f"delete {SCORES} and {DONE} in every job's folder to ask the trained models again"
+    else:
+        ways = "delete the folder"
     if told:
         more = [f"and {len(told) - _LISTED} more"] if len(told) > _LISTED else []
         raise UserError(
-            f"{out / job.name} was begun with other settings: "
-            f"{'; '.join([*told[:_LISTED], *more])}; restore them, give another out=, or delete "
-            "the folder"
+            f"{folder} was begun with other settings: {'; '.join([*told[:_LISTED], *more])}; "
+            f"restore them, give another out=, or {ways}"
         )
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from openqwen2vl.evaluation.ablation.effects import Effect, agree
+from openqwen2vl.evaluation.ablation.effects import Effect, agree, least_over_seeds
 from openqwen2vl.evaluation.comparison import Settings
-from openqwen2vl.evaluation.conclusion import is_below_detectable, roughness
+from openqwen2vl.evaluation.conclusion import interval, is_below_detectable, questions, roughness
 
 
 def verdict(effect: Effect) -> str:
@@ -17,18 +17,17 @@ def verdict(effect: Effect) -> str:
 def sentence(effect: Effect, settings: Settings) -> str:
     """Say in one sentence what one effect is, how sure it is, and what that means."""
     found = effect.comparison
+    level = interval(found, settings)
     if not found.differing:
         return (
             f"{found.name}: no difference shown: {effect.mixture} and {effect.baseline} are "
-            f"equally right on each of {found.questions:,} questions."
+            f"equally right on each of {questions(found)} ({level})."
         )
-    low, high = found.interval
     if found.difference:
         side = "above" if found.difference > 0 else "below"
         size = f"{effect.mixture} is {abs(found.difference):.2f} points {side} {effect.baseline}"
     else:
         size = f"{effect.mixture} and {effect.baseline} are both at {found.a:.2f} %"
-    level = f"{100 * (1 - settings.alpha):g} % interval {low:.2f} to {high:.2f}"
     meaning = f"{_meaning(effect, settings)}{roughness(found)}"
     return f"{found.name}: {size} ({level}, p by Holm {found.p_holm:.2g}): {meaning}."
 
@@ -36,9 +35,9 @@ def sentence(effect: Effect, settings: Settings) -> str:
 def _meaning(effect: Effect, settings: Settings) -> str:
     found = effect.comparison
     least = (
-        ""
+        f"{questions(found)} could not show any"
         if found.detectable is None
-        else f"{found.questions:,} questions find {found.detectable:.2f} points in "
+        else f"{questions(found)} find {found.detectable:.2f} points in "
         f"{100 * settings.power:g} % of cases, compared alone"
     )
     if effect.of_models:
@@ -70,13 +69,14 @@ def conclusions(effects: Sequence[Effect], settings: Settings) -> list[str]:
     if not effects:
         return [
             "Nothing to compare: no other mixture has scores under a seed of the baseline, or the "
-            "baseline has none."
+            "baseline has none; only=report baseline=MIXTURE compares with another."
         ]
     num, base = len(effects), effects[0].baseline
     models, mixtures = (
         sum(getattr(one, k) for one in effects) for k in ("of_models", "of_mixtures")
     )
-    by = f"all {num} comparisons taken together (Holm, level {settings.alpha:g})"
+    together = f"all {num} comparisons taken together (Holm, level {settings.alpha:g})"
+    by = together if num > 1 else f"at level {settings.alpha:g}"
     told = [f"{models} of {num} differences from {base} are shown of the trained models, {by}."]
     if max(len(one.seeds) for one in effects) > 1:
         told.insert(
@@ -84,25 +84,28 @@ def conclusions(effects: Sequence[Effect], settings: Settings) -> list[str]:
         )
     if models < num:
         told.append(
-            f"The other {num - models} are not shown, which does not mean that the mixtures are "
+            f"{num - models} of {num} are not shown, which does not mean that the mixtures are "
             "equal: smaller differences than the detectable ones may be there."
         )
-    return [*told, _seeds([len(one.seeds) for one in effects])]
+    return [*told, _seeds([len(one.seeds) for one in effects], settings.alpha)]
 
 
-def _seeds(counts: Sequence[int]) -> str:
+def _seeds(counts: Sequence[int], alpha: float) -> str:
     """Say what the numbers of seeds behind the effects leave open."""
+    num = len(counts)
     most, fewest = max(counts), min(counts)
     if most == 1:
         return (
             "One seed a mixture: what is shown is shown of these trained models, not of the "
-            "mixtures. How far another seed would have moved each score was not measured; three "
-            "seeds or more would tell."
+            "mixtures. How far another seed would have moved each score was not measured; with five "
+            f"seeds a difference {least_over_seeds(5, num, alpha):.1f} times that scatter would show."
         )
     many = f"{most}" if most == fewest else f"{fewest} to {most}"
     return (
         f"{many} seeds a mixture: of the trained models, p and intervals hold the chance in the "
         "choice of questions, which are drawn and exchanged with their answers under every seed; "
         "of the mixtures, a second test (Student's t over seeds) holds the chance in the choice of "
-        "seeds, and both must show the difference."
+        "seeds, and both must show the difference. That needs a difference "
+        f"{least_over_seeds(most, num, alpha):.1f} times its scatter over {most} seeds, or "
+        f"{least_over_seeds(2 * most, num, alpha):.1f} times over {2 * most}."
     )
