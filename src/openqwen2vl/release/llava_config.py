@@ -184,6 +184,8 @@ def tokenizer_config(longest: int | None) -> dict[str, Any]:
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
+        # Version 4 would add token_type_ids, which generate() of version 4 refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left",
         **({} if longest is None else {"model_max_length": longest}),
     }
