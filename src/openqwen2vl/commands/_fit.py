@@ -23,6 +23,7 @@ from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
 from openqwen2vl.packing.order import Phase
+from openqwen2vl.release.provenance import stages
 from openqwen2vl.release.trained import check_tower, initial_weights
 from openqwen2vl.training.checkpoint import AtomicCheckpointIO, checkpoint_step, newest, read_facts
 from openqwen2vl.training.exit_note import USER_ERROR
@@ -183,7 +184,7 @@ def _module(
             "hash": None if tower.trainable else tower.weights_hash(),
         },
         "stage": config.stage,
-        "init_from": None if config.init_from is None else str(config.init_from),
+        **_origin(config, facts),
         "order": data.identity(),
         "pictures": data.pictures.facts(),
         "licences": {name: one.licence for name, one in data.mixture.spec.sources.items()},
@@ -202,6 +203,19 @@ def _module(
         seed=config.seed,
         facts=written,
     )
+
+
+def _origin(config: DictConfig, facts: dict[str, Any] | None) -> dict[str, Any]:
+    """Say what the run started from; one that is resumed started from what it did at first.
+
+    The stages before it are told here and now: their runs may go on, or go.
+    """
+    if facts is not None:
+        return {key: facts[key] for key in ("init_from", "earlier") if key in facts}
+    if config.init_from is None:
+        return {"init_from": None, "earlier": []}
+    start = Path(config.init_from).absolute()
+    return {"init_from": str(start), "earlier": stages(start)}
 
 
 def _trainer(
