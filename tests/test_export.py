@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from support.batches import random_images
-from support.exports import PATCHES, request, unchecked, write_run
+from support.exports import PATCHES, VISION, request, unchecked, write_run
 from transformers import LlavaForConditionalGeneration
 
 from openqwen2vl.formats.tokens import load_tokenizer, special_tokens
@@ -155,6 +155,15 @@ def test_the_config_says_what_the_model_is_and_where_it_comes_from(tmp_path: Pat
     assert own["facts"]["template"] == "qwen2_5"
     assert own["facts"]["phases"][-1]["grid"] == 4
     assert (tmp_path / "out" / "modeling_openqwen2vl.py").is_file()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_siglip_with_the_other_gelu_says_so(tmp_path: Path) -> None:
+    tanh = VISION | {"overrides": VISION["overrides"] | {"act_layer": "gelu_tanh"}}
+    made = write_run(tmp_path / "run", vision=tanh)
+    export(request(made.checkpoint), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vision_config"]["hidden_act"] == "gelu_pytorch_tanh"
 
 
 @pytest.mark.usefixtures("quick")

@@ -222,6 +222,7 @@ class TestPlace:
         ({"pixels": [0.1, 0.0]}, "pixels that differ by 0.1"),
         ({"pixels": [0.0, 0.1]}, "after a resize by 0.1"),
         ({"unlike_ids": ["<s>Hi"]}, "other token ids for '<s>Hi'"),
+        ({"unlike_ends": [None]}, "answers that end with token None"),
         ({"loading": {"missing": ["lm_head.weight"]}}, "missing weights lm_head.weight"),
         ({"first_token": 1.0}, "generate() that begins with another token"),
     ],
@@ -259,9 +260,11 @@ def test_the_other_process_sees_what_is_wrong(
     monkeypatch.setattr(exporting.llava_config, "model_config", wrong)
     template = exporting.chat_template
     monkeypatch.setattr(exporting, "chat_template", lambda name: f"x{template(name)}")
+    monkeypatch.setattr(exporting.llava_config, "generation_config", lambda special: {})
     with pytest.raises(CheckpointError) as caught:
         export(request(made.run), tmp_path / "out")
-    for fault in ("logits that differ by", "other token ids for 'x<|im_start|>"):
+    said = ("logits that differ by", "other token ids for 'x<|im_start|>", "end with token")
+    for fault in said:
         assert fault in str(caught.value)
     assert "pixels" not in str(caught.value)
     assert beside(tmp_path / "out") == set()

@@ -163,6 +163,7 @@ def unchecked(folder: Path, question: Path) -> dict[str, Any]:
         "transformers": "none",
         "loading": {},
         "unlike_ids": [],
+        "unlike_ends": [],
         "pixels": [0.0, 0.0],
         "logits": 0.0,
         "first_token": 0.0,

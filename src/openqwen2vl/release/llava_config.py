@@ -16,7 +16,11 @@ CODE = "modeling_openqwen2vl"
 _IMAGE = "<|image_pad|>"
 _BICUBIC = 3  # PIL's number
 # What transformers calls the activations that a timm block may have.
-_ACTIVATIONS = {"GELU(approximate='none')": "gelu", "GELU(approximate='tanh')": "gelu_pytorch_tanh"}
+_ACTIVATIONS = {
+    "GELU(approximate='none')": "gelu",
+    "GELU(approximate='tanh')": "gelu_pytorch_tanh",
+    "GELUTanh()": "gelu_pytorch_tanh",  # timm's own, in SigLIP towers of 16-pixel patches
+}
 
 
 def vision_config(tower: VisionTower) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def main(folder: Path, question: Path) -> None:
         "pixels": _pixels(processor, pictures.values(), expected["pixels"]),
         **_logits(folder, code, processor, expected),
     }
+    ends = [found.pop("end"), processor.tokenizer.eos_token_id]
+    found["unlike_ends"] = [end for end in ends if end != told["end"]]
     found["peak_bytes"] = _peak()
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -77,7 +79,7 @@ def _logits(
     inputs = {
         "input_ids": expected["ids"][None],
         "attention_mask": torch.ones_like(expected["ids"])[None],
-        "pixel_values": expected["pixels"][:1],
+        "pixel_values": expected["pixels"],
     }
     answer = model(**inputs, logits_to_keep=expected["read"], use_cache=False).logits[0]
     # Whatever else the processor gives is handed on, too: generate() takes no name it does not know.
@@ -87,6 +89,7 @@ def _logits(
     return {
         "class": type(model).__name__,
         "dtype": dtype,
+        "end": model.generation_config.eos_token_id,
         "loading": {
             kind: sorted(map(str, info[f"{kind}_keys"]))
             for kind in ("missing", "unexpected", "mismatched")
