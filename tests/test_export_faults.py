@@ -1,6 +1,5 @@
 """What cannot be exported: one message, exit code 2, and nothing stays behind."""
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.exports import VISION, Trained, request, unchecked, write_run
+from support.exports import VISION, Trained, beside, request, unchecked, write_run
 from support.runs import Run, assert_one_message
 
 from openqwen2vl.formats.errors import CheckpointError
@@ -20,16 +19,6 @@ from openqwen2vl.release.export import export
 @pytest.fixture
 def made(tmp_path: Path) -> Trained:
     return write_run(tmp_path / "run", grid=4)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "reload", unchecked)
-
-
-def beside(out: Path) -> set[str]:
-    """Everything that lies where the folder was to be, but what the tests put there."""
-    return {path.name for path in out.parent.iterdir()} - {"run", "tokenizer"}
 
 
 def test_a_checkpoint_cut_off_is_refused(call: Run, made: Trained, tmp_path: Path) -> None:
@@ -106,6 +95,8 @@ def test_a_checkpoint_without_one_of_its_weights_is_refused(
         (["grid=0"], "grid is 0; expected visual tokens along a side"),
         (["dtype=fp16"], "dtype is 'fp16'; there are bf16, fp32"),
         (["shard_gb=0"], "shard_gb is 0; expected gigabytes above 0"),
+        (["licence='a: [b'"], "licence is 'a: [b'; expected one word"),
+        (["licence=null"], "licence is None; expected one word"),
         (["tokenizer=./nowhere"], "no tokenizer folder ./nowhere"),
         (["scores=./nowhere"], "no scored.jsonl at nowhere"),
         (["curation=./nowhere"], "no nowhere/curation.json; give a folder that curate wrote"),
@@ -163,55 +154,6 @@ def test_a_full_disk_is_told_before_anything_is_written(
     told = call("export", f"checkpoint={made.run}", f"out={tmp_path}/out")
     assert_one_message(told, "the weights need about", "10 MB free")
     assert beside(tmp_path / "out") == set()
-
-
-@pytest.mark.usefixtures("quick")
-class TestPlace:
-    def test_a_model_is_replaced_only_when_that_is_said(
-        self, call: Run, made: Trained, tmp_path: Path
-    ) -> None:
-        words = ["export", f"checkpoint={made.run}", f"out={tmp_path}/out"]
-        assert call(*words, "dtype=fp32")[0] == 0
-        assert_one_message(call(*words), "holds a model already; set overwrite=true")
-        code, out, err = call(*words, "overwrite=true", "json=true")
-        assert code == 0, err
-        assert json.loads(out.splitlines()[-1])["dtype"] == "bf16"
-        config = json.loads((tmp_path / "out" / "config.json").read_text())
-        assert config["openqwen2vl"]["dtype"] == "bf16"
-        assert beside(tmp_path / "out") == {"out"}
-
-    def test_a_folder_of_something_else_is_never_replaced(
-        self, call: Run, made: Trained, tmp_path: Path
-    ) -> None:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "thesis.tex").touch()
-        words = ["export", f"checkpoint={made.run}", f"out={tmp_path}/out", "overwrite=true"]
-        assert_one_message(call(*words), "exists and is no model folder")
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
-
-    def test_without_an_exchange_of_names_it_is_replaced_all_the_same(
-        self, made: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        export(request(made.run), tmp_path / "out")
-        monkeypatch.setattr("openqwen2vl.release.publish._exchange", lambda one, other: False)
-        export(request(made.run, dtype="bf16"), tmp_path / "out", overwrite=True)
-        config = json.loads((tmp_path / "out" / "config.json").read_text())
-        assert config["openqwen2vl"]["dtype"] == "bf16"
-        assert beside(tmp_path / "out") == {"out"}
-
-    def test_what_a_killed_export_left_is_cleared(self, made: Trained, tmp_path: Path) -> None:
-        for name in (".out.tmp", ".out.check"):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "model.safetensors").touch()
-        export(request(made.run), tmp_path / "out")
-        assert beside(tmp_path / "out") == {"out"}
-
-    def test_a_model_folder_is_no_checkpoint(
-        self, call: Run, made: Trained, tmp_path: Path
-    ) -> None:
-        export(request(made.run), tmp_path / "out")
-        told = call("export", f"checkpoint={tmp_path}/out", f"out={tmp_path}/again")
-        assert_one_message(told, "is a model folder already")
 
 
 @pytest.mark.parametrize(
