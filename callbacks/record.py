@@ -57,9 +57,10 @@ class RunRecord(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Give the hours to the facts, which the module writes next, and bring both files along."""
+        """Give both to the facts, which the module writes next, and bring the files along."""
         assert isinstance(pl_module, MLLMModule)
         pl_module.facts["cost"] = self._cost(trainer, pl_module)
+        pl_module.facts["consumed"] = _consumed(trainer)
         if self._running:
             self._write(trainer, pl_module, "running")
 
@@ -178,11 +179,17 @@ class RunRecord(pl.Callback):
                 "loss": module.last_row.get("loss"),
             },
         )
-        folder.write_json("consumed.json", dict(packed_data(trainer).consumed(trainer.global_step)))
+        folder.write_json("consumed.json", _consumed(trainer))
 
     @staticmethod
     def _folder(trainer: pl.Trainer) -> RunFolder:
         return RunFolder(Path(trainer.default_root_dir))
+
+
+def _consumed(trainer: pl.Trainer) -> dict[str, dict[str, float]]:
+    """Count what each source has given so far, in plain values: checkpoints hold no others."""
+    found = packed_data(trainer).consumed(trainer.global_step)
+    return {name: dict(counts) for name, counts in found.items()}
 
 
 def _limit(trainer: pl.Trainer) -> float | None:

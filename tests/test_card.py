@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from support.exports import PATCHES, request, unchecked, write_records, write_run
 from support.runs import Run, assert_one_message
 
+from openqwen2vl.commands._facts import _origin
 from openqwen2vl.formats.templates import TEMPLATES
 from openqwen2vl.release import export as exporting
 from openqwen2vl.release.card import Card, gpu_hours
-from openqwen2vl.release.export import export
+from openqwen2vl.release.export import KEY, export
 from openqwen2vl.release.provenance import stages
 
 CONFIG = {"openqwen2vl": {"grid": 27, "dtype": "bf16"}, "vision_config": {"image_size": 384}}
@@ -140,6 +142,48 @@ def test_a_checkpoint_says_its_own_hours_by_device(tmp_path: Path) -> None:
     told = card(stages=[found])
     assert "| 2 x NVIDIA H200, before it NVIDIA A100-SXM4-40GB | 4.50 |" in told
     assert "In all: 3.00 h NVIDIA A100-SXM4-40GB, 1.50 h NVIDIA H200." in told
+
+
+def test_a_checkpoint_says_itself_what_it_has_seen(tmp_path: Path) -> None:
+    """Its runs went on or went: neither a later phase of the plan nor a later count is its own."""
+    made = write_run(tmp_path / "sft", init_from=tmp_path / "gone")
+    phases = [{"start": 0, "stop": 5, "grid": 4}, {"start": 5, "stop": 9, "grid": PATCHES}]
+    facts = made.facts | {
+        "phases": phases,
+        "earlier": [{"stage": "pretrain", "run": "gone", "step": 8, "steps": 8, "grids": [4]}],
+        "consumed": {"red": {"packs": 3, "documents": 11}},
+    }
+    torch.save(torch.load(made.checkpoint, weights_only=True) | {KEY: facts}, made.checkpoint)
+    write_records(made.run, step=9)
+    first, last = stages(made.checkpoint)
+    assert (first["run"], first["step"]) == ("gone", 8)
+    assert (last["grids"], last["recorded_step"]) == ([4], 5)
+    assert last["sources"]["red"] == {"licence": "CC-BY-4.0", "packs": 3, "documents": 11}
+    told = card(stages=[first, last])
+    assert "Trained at 16 visual tokens an image in the end, and given 729 here." in told
+
+
+def test_a_run_says_what_it_started_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write_run(tmp_path / "pretrain", stage="pretrain")
+    monkeypatch.chdir(tmp_path)
+    fresh = _origin(OmegaConf.create({"init_from": "pretrain"}), None)
+    assert fresh == {"init_from": str(first.run), "earlier": stages(first.run)}
+    # Resumed, by whatever words: it started from what it did at first.
+    assert _origin(OmegaConf.create({"init_from": None}), fresh | {"steps": 5}) == fresh
+    alone = {"init_from": None, "earlier": []}
+    assert _origin(OmegaConf.create({"init_from": None}), None) == alone
+
+
+def test_stages_survive_an_export_and_a_conversion(call: Run, tmp_path: Path) -> None:
+    made = write_run(tmp_path / "sft")
+    assert call("export", f"checkpoint={made.run}", f"out={tmp_path}/one")[0] == 0
+    assert call("convert", f"source={tmp_path}/one", f"out={tmp_path}/y.ckpt")[0] == 0
+    assert stages(tmp_path / "y.ckpt") == stages(made.run)
+    content = torch.load(tmp_path / "y.ckpt", weights_only=True)
+    content[KEY]["earlier"] = []  # as of a model of others
+    torch.save(content, tmp_path / "y.ckpt")
+    assert stages(tmp_path / "y.ckpt") == [{"run": "one", "model_folder": True}]
+    assert "| an earlier model | one | not recorded |" in card(stages=stages(tmp_path / "y.ckpt"))
 
 
 def test_the_card_of_a_command_tells_all_that_is_known(call: Run, tmp_path: Path) -> None:

@@ -265,3 +265,20 @@ def test_a_grid_finer_than_the_patches_is_told(tmp_path: Path) -> None:
     assert open_trained(made.checkpoint).facts["phases"] == [{"grid": 7}]
     with pytest.raises(CheckpointError, match="says grid 7, but its vision tower has 6 x 6"):
         load_model(made.checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"vision": None}},
+        {"llm_config": {"num_hidden_layers": -1, "layer_types": []}},
+        {"llm_config": {"hidden_size": 0}},
+    ],
+)
+def test_facts_that_no_model_has_are_told(tmp_path: Path, change: dict[str, Any]) -> None:
+    made = write_run(tmp_path / "run")
+    checkpoint = torch.load(made.checkpoint, weights_only=True)
+    facts = made.facts | {name: made.facts[name] | inner for name, inner in change.items()}
+    torch.save(checkpoint | {"openqwen2vl": facts}, made.checkpoint)
+    with pytest.raises(CheckpointError, match="describes cannot be built"):
+        load_model(made.checkpoint)

@@ -8,8 +8,9 @@ import torch
 from support.converted import export_unchecked
 from support.exports import PATCHES, write_run
 from support.released import example, our_logits
-from support.runs import Run
+from support.runs import Run, assert_one_message
 
+from openqwen2vl.formats.tokens import train_tokenizer
 from openqwen2vl.release.trained import load_model, load_trained
 
 # Every projector, both grids, a tower that trained and one that did not, head tied or not.
@@ -59,3 +60,19 @@ def test_what_was_converted_exports_again(
         one, other = ((tmp_path / place / name).read_bytes() for place in ("one", "other"))
         assert one == other
     assert load_trained(tmp_path / "other").template.name == "qwen2_5"
+
+
+def test_a_folder_converts_with_its_own_tokenizer_or_not_at_all(
+    tmp_path: Path, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = write_run(tmp_path / "run", grid=4)
+    export_unchecked(monkeypatch, made.checkpoint, tmp_path / "folder")
+    train_tokenizer(["another text"], 300).save_pretrained(tmp_path / "other")
+    words = ["convert", f"source={tmp_path / 'folder'}", f"out={tmp_path / 'y.ckpt'}"]
+    told = call(*words, f"tokenizer={tmp_path / 'other'}")
+    assert_one_message(told, "was trained with tokenizer", "other is")
+    (tmp_path / "folder" / "tokenizer.json").unlink()
+    assert_one_message(call(*words), "give the model's own (tokenizer=DIR_OR_NAME)")
+    assert not (tmp_path / "y.ckpt").exists()
+    assert call(*words, f"tokenizer={tmp_path / 'tokenizer'}")[0] == 0
+    assert load_model(tmp_path / "y.ckpt")[1]["tokenizer"] == str(tmp_path / "tokenizer")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from support.batches import random_images
-from support.exports import PATCHES, request, unchecked, write_run
-from transformers import LlavaForConditionalGeneration
+from support.exports import PATCHES, VISION, request, unchecked, write_run
+from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
 from openqwen2vl.formats.tokens import load_tokenizer, special_tokens
 from openqwen2vl.model.mllm import MLLM
@@ -155,6 +155,29 @@ def test_the_config_says_what_the_model_is_and_where_it_comes_from(tmp_path: Pat
     assert own["facts"]["template"] == "qwen2_5"
     assert own["facts"]["phases"][-1]["grid"] == 4
     assert (tmp_path / "out" / "modeling_openqwen2vl.py").is_file()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("grid", [4, PATCHES])
+def test_servers_are_told_what_they_ask_for(tmp_path: Path, grid: int) -> None:
+    made = write_run(tmp_path / "run", grid=grid)
+    export(request(made.checkpoint), tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    # Servers count an image's tokens by its size alone, and batch prompts of unlike lengths.
+    assert processor._get_num_multimodal_tokens([(50, 90)])["num_image_tokens"] == [grid**2]
+    mask = processor(text=["a", "a b c d"], padding=True, return_tensors="pt")["attention_mask"]
+    assert (int(mask[0, 0]), int(mask[0, -1])) == (0, 1)
+    settings = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (settings.do_sample, settings.eos_token_id) == (False, processor.tokenizer.eos_token_id)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_siglip_with_the_other_gelu_says_so(tmp_path: Path) -> None:
+    tanh = VISION | {"overrides": VISION["overrides"] | {"act_layer": "gelu_tanh"}}
+    made = write_run(tmp_path / "run", vision=tanh)
+    export(request(made.checkpoint), tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vision_config"]["hidden_act"] == "gelu_pytorch_tanh"
 
 
 @pytest.mark.usefixtures("quick")

@@ -1,6 +1,5 @@
 """What cannot be exported: one message, exit code 2, and nothing stays behind."""
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.exports import VISION, Trained, request, unchecked, write_run
+from support.exports import VISION, Trained, beside, request, unchecked, write_run
 from support.runs import Run, assert_one_message
 
 from openqwen2vl.formats.errors import CheckpointError
@@ -20,16 +19,6 @@ from openqwen2vl.release.export import export
 @pytest.fixture
 def made(tmp_path: Path) -> Trained:
     return write_run(tmp_path / "run", grid=4)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "reload", unchecked)
-
-
-def beside(out: Path) -> set[str]:
-    """Everything that lies where the folder was to be, but what the tests put there."""
-    return {path.name for path in out.parent.iterdir()} - {"run", "tokenizer"}
 
 
 def test_a_checkpoint_cut_off_is_refused(call: Run, made: Trained, tmp_path: Path) -> None:
@@ -106,6 +95,8 @@ def test_a_checkpoint_without_one_of_its_weights_is_refused(
         (["grid=0"], "grid is 0; expected visual tokens along a side"),
         (["dtype=fp16"], "dtype is 'fp16'; there are bf16, fp32"),
         (["shard_gb=0"], "shard_gb is 0; expected gigabytes above 0"),
+        (["licence='a: [b'"], "licence is 'a: [b'; expected one word"),
+        (["licence=null"], "licence is None; expected one word"),
         (["tokenizer=./nowhere"], "no tokenizer folder ./nowhere"),
         (["scores=./nowhere"], "no scored.jsonl at nowhere"),
         (["curation=./nowhere"], "no nowhere/curation.json; give a folder that curate wrote"),
@@ -165,55 +156,6 @@ def test_a_full_disk_is_told_before_anything_is_written(
     assert beside(tmp_path / "out") == set()
 
 
-@pytest.mark.usefixtures("quick")
-class TestPlace:
-    def test_a_model_is_replaced_only_when_that_is_said(
-        self, call: Run, made: Trained, tmp_path: Path
-    ) -> None:
-        words = ["export", f"checkpoint={made.run}", f"out={tmp_path}/out"]
-        assert call(*words, "dtype=fp32")[0] == 0
-        assert_one_message(call(*words), "holds a model already; set overwrite=true")
-        code, out, err = call(*words, "overwrite=true", "json=true")
-        assert code == 0, err
-        assert json.loads(out.splitlines()[-1])["dtype"] == "bf16"
-        config = json.loads((tmp_path / "out" / "config.json").read_text())
-        assert config["openqwen2vl"]["dtype"] == "bf16"
-        assert beside(tmp_path / "out") == {"out"}
-
-    def test_a_folder_of_something_else_is_never_replaced(
-        self, call: Run, made: Trained, tmp_path: Path
-    ) -> None:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "thesis.tex").touch()
-        words = ["export", f"checkpoint={made.run}", f"out={tmp_path}/out", "overwrite=true"]
-        assert_one_message(call(*words), "exists and is no model folder")
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
-
-    def test_without_an_exchange_of_names_it_is_replaced_all_the_same(
-        self, made: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        export(request(made.run), tmp_path / "out")
-        monkeypatch.setattr("openqwen2vl.release.publish._exchange", lambda one, other: False)
-        export(request(made.run, dtype="bf16"), tmp_path / "out", overwrite=True)
-        config = json.loads((tmp_path / "out" / "config.json").read_text())
-        assert config["openqwen2vl"]["dtype"] == "bf16"
-        assert beside(tmp_path / "out") == {"out"}
-
-    def test_what_a_killed_export_left_is_cleared(self, made: Trained, tmp_path: Path) -> None:
-        for name in (".out.tmp", ".out.check"):
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "model.safetensors").touch()
-        export(request(made.run), tmp_path / "out")
-        assert beside(tmp_path / "out") == {"out"}
-
-    def test_a_model_folder_is_no_checkpoint(
-        self, call: Run, made: Trained, tmp_path: Path
-    ) -> None:
-        export(request(made.run), tmp_path / "out")
-        told = call("export", f"checkpoint={tmp_path}/out", f"out={tmp_path}/again")
-        assert_one_message(told, "is a model folder already")
-
-
 @pytest.mark.parametrize(
     ("found", "message"),
     [
@@ -222,6 +164,7 @@ class TestPlace:
         ({"pixels": [0.1, 0.0]}, "pixels that differ by 0.1"),
         ({"pixels": [0.0, 0.1]}, "after a resize by 0.1"),
         ({"unlike_ids": ["<s>Hi"]}, "other token ids for '<s>Hi'"),
+        ({"unlike_ends": [None]}, "answers that end with token None"),
         ({"loading": {"missing": ["lm_head.weight"]}}, "missing weights lm_head.weight"),
         ({"first_token": 1.0}, "generate() that begins with another token"),
     ],
@@ -259,9 +202,11 @@ def test_the_other_process_sees_what_is_wrong(
     monkeypatch.setattr(exporting.llava_config, "model_config", wrong)
     template = exporting.chat_template
     monkeypatch.setattr(exporting, "chat_template", lambda name: f"x{template(name)}")
+    monkeypatch.setattr(exporting.llava_config, "generation_config", lambda special: {})
     with pytest.raises(CheckpointError) as caught:
         export(request(made.run), tmp_path / "out")
-    for fault in ("logits that differ by", "other token ids for 'x<|im_start|>"):
+    said = ("logits that differ by", "other token ids for 'x<|im_start|>", "end with token")
+    for fault in said:
         assert fault in str(caught.value)
     assert "pixels" not in str(caught.value)
     assert beside(tmp_path / "out") == set()

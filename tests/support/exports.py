@@ -163,8 +163,14 @@ def unchecked(folder: Path, question: Path) -> dict[str, Any]:
         "transformers": "none",
         "loading": {},
         "unlike_ids": [],
+        "unlike_ends": [],
         "pixels": [0.0, 0.0],
         "logits": 0.0,
         "first_token": 0.0,
         "largest_logit": 1.0,
     }
+
+
+def beside(out: Path) -> set[str]:
+    """Everything that lies where the folder was to be, but what the tests put there."""
+    return {path.name for path in out.parent.iterdir()} - {"run", "tokenizer"}

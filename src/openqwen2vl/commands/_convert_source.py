@@ -1,5 +1,6 @@
 """Recognises what is to be converted; composes what a file without a config does not say."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig
 
 from openqwen2vl.commands._assemble import model_config
-from openqwen2vl.formats.errors import CheckpointError, ConfigError
+from openqwen2vl.formats.errors import CheckpointError, ConfigError, UserError
 from openqwen2vl.formats.templates import template
 from openqwen2vl.formats.tokens import load_tokenizer, tokenizer_hash
 from openqwen2vl.release.converted import open_prismatic
@@ -31,7 +32,8 @@ def open_source(config: DictConfig, source: Path) -> Opened:
         ConfigError: the file says less than is needed, with what is to be given.
     """
     if is_folder(source):
-        return open_trained(source, config.tokenizer, config.template, config.tower)
+        model = open_trained(source, config.tokenizer, config.template, config.tower)
+        return _with_tokenizer(model, config.tokenizer, source)
     if not source.exists():
         raise CheckpointError(
             f"nothing at {source}; give a file or a folder of this machine (what lies on a hub is "
@@ -52,6 +54,22 @@ def open_source(config: DictConfig, source: Path) -> Opened:
         f"{source} holds {listed(map(str, opened)) or 'nothing'}; expected prismatic's "
         "{model: {projector, llm_backbone}}"
     )
+
+
+def _with_tokenizer(opened: Opened, given: str | None, source: Path) -> Opened:
+    """Make sure that the checkpoint will name a tokenizer which is there and is the model's."""
+    name = given or str(opened.facts["tokenizer"])
+    try:
+        here = tokenizer_hash(load_tokenizer(name))
+    except UserError as error:
+        raise UserError(f"{error}; give the model's own (tokenizer=DIR_OR_NAME)") from error
+    learnt = opened.facts["text"]["tokenizer"]
+    if learnt != here:
+        raise CheckpointError(
+            f"{source} was trained with tokenizer {learnt}, {name} is {here}; give the model's own "
+            "(tokenizer=DIR_OR_NAME)"
+        )
+    return replace(opened, facts={**opened.facts, "tokenizer": name})
 
 
 def _composed(config: DictConfig, source: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Keys of an export: what may be given, and what they stand for."""
 
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
@@ -10,6 +11,8 @@ from openqwen2vl.release.export import DTYPES
 
 _KEYS = "checkpoint out dtype grid tokenizer name licence scores curation shard_gb overwrite json"
 
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
+
 
 def _possible_values(config: DictConfig) -> None:
     if config.dtype not in DTYPES:
@@ -18,6 +21,11 @@ def _possible_values(config: DictConfig) -> None:
         raise ConfigError(f"grid is {config.grid}; expected visual tokens along a side, at least 1")
     if not config.shard_gb > 0:
         raise ConfigError(f"shard_gb is {config.shard_gb}; expected gigabytes above 0")
+    if not _WORD.fullmatch(str(config.licence)) or config.licence is None:
+        raise ConfigError(
+            f"licence is {config.licence!r}; expected one word of the hub's, such as apache-2.0, or "
+            "other"
+        )
 
 
 SCHEMA = Schema(

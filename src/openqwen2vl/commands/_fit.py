@@ -1,6 +1,5 @@
 """Puts a training run together and runs it: folder, data, model, Trainer, resume."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +16,8 @@ from openqwen2vl.commands._assemble import (
     build_model,
     check_grids,
     check_text,
-    model_config,
-    text_facts,
 )
+from openqwen2vl.commands._facts import plain, run_facts, shared_facts
 from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
@@ -35,8 +33,6 @@ from openqwen2vl.training.stream import PackedData
 
 # What must not change between a checkpoint and its resumption: the order is a function of it.
 FIXED = ("seed", "global_batch", "sources", "mode", "weights", "manifests")
-# What else the ranks must have been told alike.
-SHARED = ("seed", "optim", "schedule", "clip", "loss", "precision", "compile", "strategy")
 
 
 def run_processes(config: DictConfig, processes: int) -> dict[str, object]:
@@ -94,7 +90,7 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
     backend = _compiler(config)
     if backend != "none":
         model.compile(backend)
-    module = _module(config, data, model, checkpoint)
+    module = _module(config, data, model, facts, checkpoint)
     trainer = _trainer(config, data, processes, folder, checkpoint)
     if rank() == 0:
         _announce(config, folder, data, model, trainer, checkpoint)
@@ -135,8 +131,8 @@ def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[st
     """Check that the run is the same and keep the phases that it fixed at its start.
 
     Raises:
-        CheckpointError: another order, other pixels, more steps than the schedule spans, or no
-            run's at all.
+        CheckpointError: another order, other pixels, another optimizer, more steps than the
+            schedule spans, or no run's at all.
     """
     facts = read_facts(checkpoint)
     if "converted" in facts:
@@ -159,6 +155,7 @@ def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[st
             f"{checkpoint} cannot be resumed with another order of packs ({told}); restore these, "
             "or start a new run with init_from="
         )
+    _same_optimizer(checkpoint, facts, config)
     data.keep_phases([Phase(**phase) for phase in facts["phases"]])
     data.keep_pictures(facts.get("pictures"))
     length = config.schedule.length
@@ -171,54 +168,40 @@ def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[st
     return facts
 
 
+def _same_optimizer(checkpoint: Path, facts: dict[str, Any], config: DictConfig) -> None:
+    """Refuse settings that would have no effect: the optimizer comes back with its own."""
+    now = plain(config.optim)
+    before = facts.get("optim", now)  # which older checkpoints do not tell
+    changed = [key for key in now if before.get(key) != now[key]]
+    if changed:
+        told = "; ".join(f"optim.{k}: {before.get(k)} there, {now[k]} here" for k in changed)
+        raise CheckpointError(
+            f"{checkpoint} goes on with its own optimizer, so that other settings would have no "
+            f"effect ({told}); restore these, or start a new run with init_from="
+        )
+
+
 def _module(
-    config: DictConfig, data: PackedData, model: MLLM, checkpoint: Path | None
+    config: DictConfig,
+    data: PackedData,
+    model: MLLM,
+    facts: dict[str, Any] | None,
+    checkpoint: Path | None,
 ) -> MLLMModule:
     schedule: Schedule = instantiate(config.schedule)
-    steps = data.order.steps
-    tower = model.vision
-    written = {
-        "model": model_config(config),
-        "llm_config": model.llm.config.to_diff_dict(),
-        "vocab_size": data.vocab_size,
-        "tokenizer": config.tokenizer,
-        "text": text_facts(data),
-        "tower": {
-            "name": tower.name,
-            "hash": None if tower.trainable else tower.weights_hash(),
-        },
-        "stage": config.stage,
-        "init_from": None if config.init_from is None else str(config.init_from),
-        "order": data.identity(),
-        "pictures": data.pictures.facts(),
-        "licences": {name: one.licence for name, one in data.mixture.spec.sources.items()},
-        "phases": [asdict(phase) for phase in data.order.phases],
-        "steps": steps,
-        "schedule_length": schedule.length or steps,
-    }
+    written = run_facts(config, data, model, schedule, facts)
     return MLLMModule(
         model,
         optim=instantiate(config.optim),
         schedule=schedule,
-        steps=steps,
+        steps=data.order.steps,
         sources=data.mixture.names,
         clip=config.clip,
         loss=config.loss,
         seed=config.seed,
         facts=written,
-        settings=_settings(config, data, checkpoint),
+        agreed=shared_facts(config, written, data.micro_batch, checkpoint),
     )
-
-
-def _settings(config: DictConfig, data: PackedData, checkpoint: Path | None) -> dict[str, Any]:
-    """Give what all ranks must have been told alike, beside the facts of a checkpoint."""
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return {
-        **{key: plain[key] for key in SHARED},
-        "micro_batch": data.micro_batch,
-        "resumes": None if checkpoint is None else f"step {checkpoint_step(checkpoint)}",
-    }
 
 
 def _trainer(

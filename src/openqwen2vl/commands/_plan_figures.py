@@ -160,7 +160,11 @@ def _short_disk(config: DictConfig, data: Planned, disk: Disk) -> list[str]:
     keep = _keep(config)
     fewer = f"callbacks.checkpoints.keep={keep - 1} saves {said(disk.checkpoint)}"
     less = f"{fewer}; or " if keep > 1 else ""
-    more = "" if data.exists else "a smaller budget or selection, data.image_max_side in pack, "
+    more = (
+        ""
+        if data.exists
+        else "a smaller budget or selection, smaller pictures (img2dataset's image_size), "
+    )
     return [
         f"disk: {said(written)} are to be written, {place} has {said(free)}; {less}{more}"
         "another disk (run_dir=, packs_root=)"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from openqwen2vl.formats.errors import CheckpointError, UserError
@@ -23,6 +24,11 @@ _HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 _OURS = "openqwen2vl.model."
 # Words of a config by which transformers would fetch or choose code.
 _CODE = ("attn_implementation", "auto_map", "quantization_config", "trust_remote_code")
+# What values that no model has end in, here and in transformers.
+_SENSELESS = (
+    *(ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,
+)
 # What facts must hold; of a group, what it must hold.
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "model": ("vision", "projector", "attention", "trainable", "checkpointing"),
@@ -67,20 +73,20 @@ def build(facts: Mapping[str, Any], path: Path, holds_tower: bool = False) -> ML
     """
     check_facts(facts, path)
     nodes = facts["model"]
-    trainable = nodes["trainable"]
-    pretrained = nodes["vision"].get("pretrained", True) and not holds_tower
     config = {k: v for k, v in facts["llm_config"].items() if k[:1] != "_" and k not in _CODE}
     try:
+        trainable = nodes["trainable"]
+        pretrained = nodes["vision"].get("pretrained", True) and not holds_tower
         tower = _called(nodes["vision"], path, trainable=trainable["vision"], pretrained=pretrained)
         projector = _called(nodes["projector"], path)
         llm = load_llm(pretrained=False, config=config, min_vocab=facts["vocab_size"])
         model = MLLM(tower, projector, llm, attention=nodes["attention"]["backend"])
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except _SENSELESS as error:
         raise CheckpointError(
             f"the model that {path} describes cannot be built ({type(error).__name__}: "
-            f"{str(error).splitlines()[0]}); it is damaged or of another version"
+            f"{' '.join(str(error).split())}); it is damaged or of another version"
         ) from error
     model.freeze(projector=not trainable["projector"], llm=not trainable["llm"])
     model.set_checkpointing(nodes["checkpointing"])

@@ -47,7 +47,7 @@ class Card:
             _training(self.stages),
             _data(self.stages),
             _curation(self.curation),
-            _limits(own["grid"]),
+            _limits(own["grid"], self.stages),
         )
         return "\n".join(part for part in parts if part)
 
@@ -143,7 +143,7 @@ def _training(stages: Sequence[Mapping[str, Any]]) -> str:
         (
             _stage_name(one),
             one.get("run", _UNKNOWN),
-            f"{one.get('step', _UNKNOWN)} of {one.get('steps', _UNKNOWN)}",
+            f"{one['step']} of {one.get('steps', _UNKNOWN)}" if "step" in one else _UNKNOWN,
             ", ".join(f"{grid**2}" for grid in one.get("grids", [])) or _UNKNOWN,
             one.get("global_batch", _UNKNOWN),
             one.get("lr", _UNKNOWN),
@@ -212,10 +212,17 @@ def _curation(curation: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _limits(grid: int) -> str:
+def _limits(grid: int, stages: Sequence[Mapping[str, Any]]) -> str:
+    grids = stages[-1].get("grids", []) if stages else []
+    last = grids[-1] if grids else grid
+    trained = (
+        f"Trained at {grid**2} visual tokens an image; at another number it is another model."
+        if last == grid
+        else f"Trained at {last**2} visual tokens an image in the end, and given {grid**2} here."
+    )
     return f"""## Limits
 
-- Trained at {grid**2} visual tokens an image; at another number it is another model.
+- {trained}
 - Texts of prompts that begin with spaces or newlines may become other tokens than in training.
 - Transparent pictures and those that a camera marked as turned should be flattened and turned
   before they are given; training did both.

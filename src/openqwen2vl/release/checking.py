@@ -67,6 +67,7 @@ def judge(found: Mapping[str, Any], std: float) -> None:
         f"{kind} weights {', '.join(keys[:3])}" for kind, keys in found["loading"].items() if keys
     ]
     faults += [f"other token ids for {text!r}" for text in found["unlike_ids"]]
+    faults += [f"answers that end with token {end}" for end in found["unlike_ends"]]
     square, wide = found["pixels"]
     if not (square < 1e-5 and wide < _LEVELS / 255 / std):
         faults.append(f"pixels that differ by {square:.3g}, after a resize by {wide:.3g}")

@@ -88,10 +88,11 @@ def export(request: Export, out: Path, overwrite: bool = False) -> dict[str, Any
         CheckpointError: the weights cannot be read or exported, or transformers reads another
             model; nothing stays at ``out``.
     """
-    work = out.with_name(f".{out.name}.tmp")
-    asked = out.with_name(f".{out.name}.check")
+    # Where a link leads, there the folder goes; the link stays.
+    out = out.resolve()
     try:
         check_place(out, overwrite)
+        work, asked = (out.with_name(f".{out.name}.{end}") for end in ("tmp", "check"))
         with one_writer(out), tell_full_disk(out):
             check_place(out, overwrite)
             for leftover in (work, asked):

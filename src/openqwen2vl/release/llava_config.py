@@ -16,7 +16,11 @@ CODE = "modeling_openqwen2vl"
 _IMAGE = "<|image_pad|>"
 _BICUBIC = 3  # PIL's number
 # What transformers calls the activations that a timm block may have.
-_ACTIVATIONS = {"GELU(approximate='none')": "gelu", "GELU(approximate='tanh')": "gelu_pytorch_tanh"}
+_ACTIVATIONS = {
+    "GELU(approximate='none')": "gelu",
+    "GELU(approximate='tanh')": "gelu_pytorch_tanh",
+    "GELUTanh()": "gelu_pytorch_tanh",  # timm's own, in SigLIP towers of 16-pixel patches
+}
 
 
 def vision_config(tower: VisionTower) -> dict[str, Any]:
@@ -184,6 +188,8 @@ def tokenizer_config(longest: int | None) -> dict[str, Any]:
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
         "clean_up_tokenization_spaces": False,
+        # Version 4 would add token_type_ids, which generate() of version 4 refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left",
         **({} if longest is None else {"model_max_length": longest}),
     }

@@ -124,7 +124,9 @@ def folder_facts(path: Path) -> dict[str, Any]:
     if not isinstance(grid, int):
         raise CheckpointError(f"{path / CONFIG} says grid {grid!r}; expected a whole number")
     facts["phases"] = [*facts["phases"][:-1], {**facts["phases"][-1], "grid": grid}]
-    return {**facts, "tokenizer": str(path), "init_from": None}
+    told = kept.get("provenance")
+    earlier = told.get("stages") if isinstance(told, Mapping) else None
+    return {**facts, "tokenizer": str(path), "init_from": None, "earlier": earlier or []}
 
 
 def read_source(path: Path, tower: str | None = None) -> Source:

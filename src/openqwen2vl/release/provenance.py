@@ -54,6 +54,12 @@ def _stage(path: Path, first: bool) -> tuple[list[dict[str, Any]], Path | None]:
         if first:
             raise
         return [{"run": _run_name(path), "missing": True}], None
+    if "converted" in facts:
+        # It was a model of somebody's; what is known of its stages came along.
+        source = Path(str(facts["converted"].get("source", path))).name
+        return facts.get("earlier") or [{"run": source, "model_folder": True}], None
+    if "earlier" in facts:
+        return [*facts["earlier"], _told(path, facts)], None
     start = facts.get("init_from")
     return [_told(path, facts)], None if start is None else Path(start)
 
@@ -68,21 +74,24 @@ def _folder_stages(path: Path) -> list[dict[str, Any]]:
 def _told(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Give what is known of one stage; sources by name, with what was consumed of each."""
     folder = RunFolder(_run_folder(path))
-    run, consumed = folder.read_json("run.json"), folder.read_json("consumed.json")
-    config = folder.read_json("config.json")
-    # What a checkpoint has cost it says itself, up to its own step and without its run's folder.
+    run, config = folder.read_json("run.json"), folder.read_json("config.json")
+    # What it has cost and consumed a checkpoint says itself, up to its own step and without its
+    # run's folder; old ones leave that to the folder.
     recorded = {**run, **facts.get("cost", {})}
+    own = facts.get("consumed")
+    consumed = folder.read_json("consumed.json") if own is None else own
+    step = checkpoint_step(path)
     order, licences = facts.get("order", {}), facts.get("licences", {})
     weights = dict(zip(order.get("sources", []), order.get("weights", []), strict=False))
     by_weights = order.get("mode") == "weights"
     stage = {
         "stage": facts.get("stage"),
         "run": _run_name(path),
-        "step": checkpoint_step(path),
+        "step": step,
         "steps": facts.get("steps"),
         # The record is brought up to date now and then, the checkpoint may be an earlier one.
-        "recorded_step": run.get("step"),
-        "grids": [phase.get("grid") for phase in facts.get("phases", [])],
+        "recorded_step": run.get("step") if own is None else step,
+        "grids": _grids_seen(facts, step),
         "mode": order.get("mode"),
         "global_batch": order.get("global_batch"),
         "seed": order.get("seed"),
@@ -100,6 +109,11 @@ def _told(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         **{key: recorded.get(key) for key in _RECORDED},
     }
     return {key: value for key, value in stage.items() if value is not None}
+
+
+def _grids_seen(facts: Mapping[str, Any], step: int) -> list[int]:
+    """Give the grids that were trained at up to a step; a plan's later phases are still to come."""
+    return [one["grid"] for one in facts.get("phases", []) if one.get("start", 0) < step]
 
 
 def _run_folder(path: Path) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.files import publish
+from openqwen2vl.release.opened import is_folder, is_ours
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -19,8 +20,11 @@ def check_place(out: Path, overwrite: bool) -> None:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / "config.json").is_file():
-        raise UserError(f"{out} exists and is no model folder; choose another out")
+    if not (is_folder(out) and is_ours(out)):
+        # A run's folder has a config.json, too, and a base model is not ours to replace.
+        raise UserError(
+            f"{out} exists and is no model folder that export wrote; choose another out"
+        )
     if not overwrite:
         raise UserError(
             f"{out} holds a model already; set overwrite=true to replace it, or choose another out"

@@ -54,7 +54,7 @@ class Texts:
 def write_question(folder: Path, model: MLLM, texts: Texts) -> None:
     """Ask our own model and write down questions and answers.
 
-    The logits are of the first conversation, at every position that is no visual token.
+    The logits are of the conversation with two pictures, wherever there is no visual token.
 
     Args:
         folder: takes two pictures, ``question.json`` and ``question.safetensors``.
@@ -67,11 +67,11 @@ def write_question(folder: Path, model: MLLM, texts: Texts) -> None:
     _draw(side + side // 2, side - side // 4).save(folder / WIDE)
     pictures = [decode_image((folder / name).read_bytes(), side) for name in (SQUARE, WIDE)]
     images = torch.from_numpy(np.stack(pictures))
-    mark = special_tokens(texts.tokenizer).image
+    special = special_tokens(texts.tokenizer)
     asked = [_asked(turns, texts, model.projector.grid) for turns in _CONVERSATIONS]
-    ids = torch.tensor(asked[0]["ids"])
-    read = (ids != mark).nonzero()[:, 0]
-    answer = logits(model, ids, images[:1], mark, read)
+    ids = torch.tensor(asked[-1]["ids"])
+    read = (ids != special.image).nonzero()[:, 0]
+    answer = logits(model, ids, images, special.image, read)
     pixels = model.vision.pixels(images).to(torch.float32)
     tensors = {"ids": ids, "read": read, "logits": answer, "pixels": pixels}
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / TENSORS)
@@ -81,7 +81,7 @@ def write_question(folder: Path, model: MLLM, texts: Texts) -> None:
         "ids": _expanded([_CAPTION], texts, model.projector.grid),
     }
     told = {"pictures": [SQUARE, WIDE], "conversations": asked, "caption": caption}
-    (folder / TEXT).write_text(json.dumps(told))
+    (folder / TEXT).write_text(json.dumps(told | {"end": special.eos}))
 
 
 def _draw(width: int, height: int) -> Image.Image:

@@ -27,8 +27,10 @@ def main(folder: Path, question: Path) -> None:
         "transformers": transformers.__version__,
         "unlike_ids": _unlike_ids(processor, told, pictures),
         "pixels": _pixels(processor, pictures.values(), expected["pixels"]),
-        **_logits(folder, code, expected),
+        **_logits(folder, code, processor, expected),
     }
+    ends = [found.pop("end"), processor.tokenizer.eos_token_id]
+    found["unlike_ends"] = [end for end in ends if end != told["end"]]
     found["peak_bytes"] = _peak()
     sys.stdout.write(json.dumps(found) + "\n")
 
@@ -65,7 +67,9 @@ def _pixels(processor: Any, pictures: Any, expected: torch.Tensor) -> list[float
 
 
 @torch.no_grad()
-def _logits(folder: Path, code: bool, expected: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _logits(
+    folder: Path, code: bool, processor: Any, expected: dict[str, torch.Tensor]
+) -> dict[str, Any]:
     """Load the model with the weights as they are, and ask it in float32."""
     model, info = AutoModelForImageTextToText.from_pretrained(
         str(folder), dtype="auto", trust_remote_code=code, output_loading_info=True
@@ -75,14 +79,17 @@ def _logits(folder: Path, code: bool, expected: dict[str, torch.Tensor]) -> dict
     inputs = {
         "input_ids": expected["ids"][None],
         "attention_mask": torch.ones_like(expected["ids"])[None],
-        "pixel_values": expected["pixels"][:1],
+        "pixel_values": expected["pixels"],
     }
     answer = model(**inputs, logits_to_keep=expected["read"], use_cache=False).logits[0]
-    new = model.generate(**inputs, max_new_tokens=2, do_sample=False)[0, len(expected["ids"]) :]
+    # Whatever else the processor gives is handed on, too: generate() takes no name it does not know.
+    given = {**processor(text="?", return_tensors="pt"), **inputs}
+    new = model.generate(**given, max_new_tokens=2, do_sample=False)[0, len(expected["ids"]) :]
     right = expected["logits"]
     return {
         "class": type(model).__name__,
         "dtype": dtype,
+        "end": model.generation_config.eos_token_id,
         "loading": {
             kind: sorted(map(str, info[f"{kind}_keys"]))
             for kind in ("missing", "unexpected", "mismatched")

@@ -36,7 +36,8 @@ class MLLMModule(pl.LightningModule):
         loss: which implementation works out the losses; as of `loss_choices.choose_losses`.
         seed: of whatever randomness a step has (dropout): a function of the place in the stream.
         facts: plain values that a checkpoint carries, for resuming and for rebuilding the model.
-        settings: what else must be the same on all ranks; see `agreement.require_agreement`.
+        agreed: what must be the same on all ranks, beside the weights; see
+            `agreement.require_agreement`.
 
     Raises:
         ConfigError: nothing is trainable.
@@ -53,7 +54,7 @@ class MLLMModule(pl.LightningModule):
         loss: str = "auto",
         seed: int = 7,
         facts: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
+        agreed: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -63,7 +64,7 @@ class MLLMModule(pl.LightningModule):
         self.source_loss = SourceLoss(len(self.sources))
         self.validation_loss = SourceLoss(len(self.sources))
         self.facts = dict(facts or {})
-        self.settings = dict(settings or {})
+        self._agreed = dict(agreed or {})
         self.grad_norm: Tensor | None = None
         # Whether the last step left the weights alone: bool (), on the device.
         self.skipped: Tensor | bool = False
@@ -84,8 +85,7 @@ class MLLMModule(pl.LightningModule):
             ConfigError: they do not agree.
         """
         if self.trainer.world_size > 1:
-            weights = {"weights": weights_sample(self.model)}
-            require_agreement({**self.facts, "settings": self.settings, **weights})
+            require_agreement({**self._agreed, "weights": weights_sample(self.model)})
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Give this micro-batch's part of the global batch's mean loss.
