@@ -66,7 +66,7 @@ class Desk:
             place: limits of what may be brought.
         """
         self._partner, self._start, self._place = partner, start, place
-        self._lock = Lock()
+        self._lock, self._looking = Lock(), Lock()
         self._pieces: Generator[str, None, None] = _silence()
 
     def fresh(self) -> Visit:
@@ -85,7 +85,9 @@ class Desk:
                 told.append(f"{Path(path).name} is one too many: {self._place.max_images} pictures")
                 continue
             try:
-                shown.append((path, self._partner.look(Path(path).read_bytes(), Path(path).name)))
+                with self._looking:  # a picture may take half a GB while it is decoded
+                    found = self._partner.look(Path(path).read_bytes(), Path(path).name)
+                shown.append((path, found))
             except ImageError as error:
                 Path(path).unlink(missing_ok=True)
                 told.append(str(error))
@@ -134,6 +136,7 @@ def library() -> Any:
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # kept in the browser, or with its makers' hub
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
