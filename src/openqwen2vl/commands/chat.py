@@ -19,6 +19,8 @@ from openqwen2vl.release.trained import load_trained
 
 __all__ = ["SCHEMA", "reword", "run"]
 
+_INTERRUPTED = 130  # as shells say it
+
 
 def run(config: DictConfig) -> Mapping[str, object]:
     """Answer one question, hold a conversation, or serve the page until Ctrl-C.
@@ -28,7 +30,15 @@ def run(config: DictConfig) -> Mapping[str, object]:
 
     Raises:
         UserError: no such model, a picture that is none, or Gradio is missing.
+        SystemExit: Ctrl-C before there is a conversation.
     """
+    try:
+        return _talked(config)
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _talked(config: DictConfig) -> Mapping[str, object]:
     if config.chat.ui == WEB:
         library()  # Told before minutes are spent on loading a model.
     with Console(stderr=True).status("loading the model"):
