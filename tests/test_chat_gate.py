@@ -54,6 +54,7 @@ def send(
     lines = [(name.encode(), value.encode()) for name, value in told.items()]
     scope = {"type": "http", "method": "POST", "path": path, "headers": lines}
     asyncio.run(Gate(application, uploads, PLACE)(scope, receive, reply))
+    assert not parts, "who is still sending would find the line cut, and no answer"
     return statuses[0], b"".join(came) if came else None
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from openqwen2vl.commands._chat_config import Place
 
+_READS = ("GET", "HEAD", "OPTIONS")
 _UPLOAD = "/gradio_api/upload"
 _MOST_WORDS = 2 * 10**6  # bytes of a question without its pictures
 _AROUND = 10**4  # bytes of a picture's name and of what stands around it in an upload
@@ -40,19 +41,15 @@ class Gate:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request in, or say why not."""
         if scope["type"] == "http":
-            headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            if _foreign(headers):
-                await _refuse(send, 403, "asked by the page of another site")
+            upload = scope["path"].rstrip("/") == _UPLOAD
+            fault = _fault(scope, self._most_upload if upload else _MOST_WORDS)
+            if fault is not None:
+                await _drain(receive)
+                await _refuse(send, *fault)
                 return
-            if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-                upload = scope["path"].rstrip("/") == _UPLOAD
-                fault = _too_large(headers, self._most_upload if upload else _MOST_WORDS)
-                if fault is not None:
-                    await _refuse(send, *fault)
-                    return
-                if not upload:
-                    await self._ask(scope, receive, send)
-                    return
+            if scope["method"] not in _READS and not upload:
+                await self._ask(scope, receive, send)
+                return
         await self._app(scope, receive, send)
 
     async def _ask(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -83,20 +80,27 @@ class Gate:
             return False
 
 
-def _foreign(headers: dict[bytes, str]) -> bool:
-    """Tell whether a browser says that another site's page asks."""
-    origin = headers.get(b"origin")
+def _fault(scope: Message, most: int) -> tuple[int, str] | None:
+    """Say what is wrong with a request before its body is read: a status and words."""
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    origin = headers.get(b"origin")  # of the page whose script asks, as browsers tell it
     own = (headers.get(b"host"), headers.get(b"x-forwarded-host"))
-    return origin is not None and urlsplit(origin).netloc not in own
-
-
-def _too_large(headers: dict[bytes, str], most: int) -> tuple[int, str] | None:
+    if origin is not None and urlsplit(origin).netloc not in own:
+        return 403, "asked by the page of another site"
+    if scope["method"] in _READS:
+        return None
     length = headers.get(b"content-length", "")
     if not length.isdecimal():
         return 411, "say how many bytes come"
     if int(length) > most:
-        return 413, f"{int(length):,} bytes at once exceed the limit of {most:,}"
+        return 413, f"{int(length):,} bytes at once; at most {most:,} are taken"
     return None
+
+
+async def _drain(receive: Receive) -> None:
+    """Throw a body away: who is still sending does not listen to the answer yet."""
+    while (await receive()).get("more_body", False):
+        pass
 
 
 async def _whole(receive: Receive) -> bytes:
