@@ -37,17 +37,19 @@ class Server:
     def __init__(self, run: Path, folder: Path, most: int) -> None:
         self.log = folder / "asked_outside"
         self.log.touch()
-        self.uploads = folder / "tmp"
+        self.told, self.uploads = folder / "stderr", folder / "tmp"
         self.uploads.mkdir()
         words = [f"model={run}", "chat.ui=web", "chat.port=0", f"max_new_tokens={most}"]
         words += ["chat.max_upload_mb=1", "chat.max_images=2"]
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", WATCHED, str(self.log), "chat", *words],
-            env={**environment(), "TMPDIR": str(self.uploads)},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        with self.told.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", WATCHED, str(self.log), "chat", *words],
+                env={**environment(), "TMPDIR": str(self.uploads)},
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
         assert self.process.stdout is not None
         line = next((line for line in self.process.stdout if "http" in line), "")
         self.address = next(word for word in line.split() if word.startswith("http"))

@@ -1,5 +1,6 @@
 """The server of the chat's page: at one address, for its own page alone."""
 
+import logging
 import os
 import signal
 import socket
@@ -64,9 +65,12 @@ def serve(partner: Partner, start: Conversation, place: Place) -> str:
         settings = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_SECONDS
         )
+        server = uvicorn.Server(settings)
+        # Open pages are cut off at the end; uvicorn would tell each as a crash, with a traceback.
+        logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave the same way
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(settings).run(sockets=[listener])
+            server.run(sockets=[listener])
     return address
 
 

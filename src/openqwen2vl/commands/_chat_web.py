@@ -85,7 +85,7 @@ class Desk:
                 told.append(f"{Path(path).name} is one too many: {self._place.max_images} pictures")
                 continue
             try:
-                with self._looking:  # a picture may take half a GB while it is decoded
+                with self._looking:  # a picture may take 2 GB while it is decoded
                     found = self._partner.look(Path(path).read_bytes(), Path(path).name)
                 shown.append((path, found))
             except ImageError as error:
@@ -174,11 +174,13 @@ def build_page(partner: Partner, start: Conversation, place: Place) -> Any:
         with gradio.Row():
             stop = gradio.Button("Stop")
             new = gradio.Button("New conversation")
-        _connect(desk, box, (visit, shown, note), stop, new)
+        _connect(desk, box, (visit, shown, note), stop, new, gradio.skip())
     return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: Any) -> None:
+def _connect(
+    desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: Any, same: Any
+) -> None:
     visit = page[0]
 
     def take(given: dict[str, Any], before: Visit | None) -> tuple[Any, ...]:
@@ -194,6 +196,7 @@ def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: A
         return ({"text": "", "files": []}, *_seen(before.asked(text, shown)))
 
     def answer(asked: Visit | None) -> Iterator[tuple[Any, ...]]:
+        yield (same,) * len(page)  # of who gives nothing at all, Gradio clears talk and note
         if asked is None or asked.before is None:
             return
         try:
