@@ -217,6 +217,8 @@ def test_mistakes_are_told_before_anything_is_loaded(
     web = call("chat", "model=/none", "chat.ui=web", "prompt=Hi")
     assert_one_message(web, "prompt and image are of the terminal")
     assert_one_message(call("chat", "model=/none", "prompt=Hi"), "/none")
+    told = call("chat", "model=/none", "image=no-cat.png", "prompt=Hi")
+    assert_one_message(told, "no-cat.png cannot be shown: there is no such file")
     told = call(*words(run_folder, f"image={pictures}/words.png", "prompt=What?"))
     assert_one_message(told, "words.png cannot be shown: it is no picture")
     told = call(*words(run_folder, f"image={pictures}/a,b.png", "prompt=What?"))

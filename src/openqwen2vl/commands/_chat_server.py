@@ -74,6 +74,15 @@ def serve(partner: Partner, start: Conversation, place: Place) -> str:
     return address
 
 
+def free(place: Place) -> None:
+    """Make sure that the page could be served there.
+
+    Raises:
+        UserError: nothing can listen there.
+    """
+    _listen(place).close()
+
+
 def _listen(place: Place) -> socket.socket:
     family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
     try:

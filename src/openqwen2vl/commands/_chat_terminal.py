@@ -169,15 +169,25 @@ def _dropped(text: str) -> bool:
     return all(Path(path).is_absolute() and _file(path) is not None for path in paths)
 
 
+def find_picture(path: str) -> Path:
+    """Give the file at a path.
+
+    Raises:
+        ImageError: there is none.
+    """
+    file = _file(path)
+    if file is None:  # nor a device that never ends
+        raise ImageError(f"{path} cannot be shown: there is no such file")
+    return file
+
+
 def read_picture(partner: Partner, path: str) -> Picture:
     """Read and decode a picture.
 
     Raises:
         ImageError: no such file, or it is no picture that can be shown.
     """
-    file = _file(path)
-    if file is None:  # nor a device that never ends
-        raise ImageError(f"{path} cannot be shown: there is no such file")
+    file = find_picture(path)
     try:
         data = file.read_bytes()
     except OSError as error:
