@@ -141,8 +141,11 @@ def test_pictures_of_many_visitors_are_decoded_one_at_a_time(files: Path) -> Non
 
 def test_a_question_that_cannot_be_asked_leaves_the_session_as_it_was(partner: Partner) -> None:
     desk = Desk(partner, started(), PLACE)
+    long = desk.fresh().asked("circle " * 40_000, [])
+    assert "start afresh" in desk.refuse(long)[0]
     with pytest.raises(UserError, match="start afresh"):
-        list(desk.answer(desk.fresh().asked("circle " * 40_000, [])))
+        list(desk.answer(long))
+    assert desk.refuse(desk.fresh().asked("Hi", [])) == []
     assert list(desk.answer(desk.fresh().asked("Hi", [])))
 
 

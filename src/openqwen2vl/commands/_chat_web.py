@@ -93,6 +93,14 @@ class Desk:
                 told.append(str(error))
         return shown, told
 
+    def refuse(self, asked: Visit) -> list[str]:
+        """Say why a question cannot be asked, or nothing."""
+        try:
+            self._partner.prompt(asked.talk)
+        except UserError as error:
+            return [str(error)]
+        return []
+
     def answer(self, visit: Visit) -> Iterator[Visit]:
         """Give the visit with more and more of the answer, until the visitor stops it.
 
@@ -190,10 +198,12 @@ def _connect(
         shown, told = desk.look(files)
         if not told and not text:
             told = ["ask something about it" if files else "ask something"]
+        asked = before.asked(text, shown)
+        told = told or desk.refuse(asked)
         if told:
             kept = {"text": text, "files": [path for path, _ in shown]}
             return (kept, *_seen(before, told))
-        return ({"text": "", "files": []}, *_seen(before.asked(text, shown)))
+        return ({"text": "", "files": []}, *_seen(asked))
 
     def answer(asked: Visit | None) -> Iterator[tuple[Any, ...]]:
         yield (same,) * len(page)  # of who gives nothing at all, Gradio clears talk and note
