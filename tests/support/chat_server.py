@@ -39,6 +39,7 @@ class Server:
         self.log.touch()
         self.told, self.uploads = folder / "stderr", folder / "tmp"
         self.uploads.mkdir()
+        (self.uploads / "gradio").touch()  # its usual folder is another user's
         words = [f"model={run}", "chat.ui=web", "chat.port=0", f"max_new_tokens={most}"]
         words += ["chat.max_upload_mb=1", "chat.max_images=2"]
         with self.told.open("w") as stderr:

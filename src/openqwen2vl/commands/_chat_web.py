@@ -1,7 +1,11 @@
 """The page of a chat: what is on it, and what happens when someone asks."""
 
+import atexit
 import importlib
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -145,6 +149,11 @@ def library() -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # kept in the browser, or with its makers' hub
+    if "gradio" not in sys.modules:
+        # It remembers from its import on where to write: else to one folder of all users, which
+        # only the first of them may write to.
+        own = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
