@@ -201,6 +201,11 @@ def test_mistakes_are_told_before_anything_is_loaded(
         ("chat.max_images=0", "chat.max_images is 0"),
         ("prompt= ", "prompt is empty"),
         ("temperature=-1", "temperature is -1"),
+        ("temperature=1e-45", "temperature is 1e-45; 0 takes the likeliest"),
+        ("seed=-1", "seed is -1; expected 0 to"),
+        ("seed=99999999999999999999", "seed is 99999999999999999999; expected 0 to"),
+        ("prompt=caf\udce9", "prompt holds bytes that are no letters here"),
+        ("system=caf\udce9", "system holds bytes that are no letters here"),
         ("top_p=0", "top_p is 0"),
         ("max_new_tokens=0", "max_new_tokens is 0"),
         ("dtype=int4", 'dtype is "int4"'),
@@ -212,10 +217,24 @@ def test_mistakes_are_told_before_anything_is_loaded(
     web = call("chat", "model=/none", "chat.ui=web", "prompt=Hi")
     assert_one_message(web, "prompt and image are of the terminal")
     assert_one_message(call("chat", "model=/none", "prompt=Hi"), "/none")
+    told = call("chat", "model=/none", "image=no-cat.png", "prompt=Hi")
+    assert_one_message(told, "no-cat.png cannot be shown: there is no such file")
     told = call(*words(run_folder, f"image={pictures}/words.png", "prompt=What?"))
     assert_one_message(told, "words.png cannot be shown: it is no picture")
     told = call(*words(run_folder, f"image={pictures}/a,b.png", "prompt=What?"))
     assert_one_message(told, "a,b.png cannot be shown: there is no such file")
+
+
+def test_ctrl_c_while_the_model_loads_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, call: Run
+) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openqwen2vl.commands.chat.load_trained", pressed)
+    with pytest.raises(SystemExit) as left:
+        call("chat", "model=/none")
+    assert left.value.code == 130
 
 
 @settings(deadline=None, max_examples=30)

@@ -1,26 +1,28 @@
 """The chat's page: in a real browser against a real server, and who may ask when without one."""
 
+import json
 import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
+from time import sleep
+from typing import Any, cast
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.browser import open_browser
+from support.chat_server import Server
 from support.evaluations import write_run
-from support.runs import Run, assert_one_message, environment, kill_tree
+from support.runs import Run, assert_one_message, kill_tree
 from support.shards import picture
 
 from openqwen2vl.commands._chat_config import Place
@@ -32,25 +34,6 @@ from openqwen2vl.release.trained import load_trained
 
 PLACE = Place("web", "127.0.0.1", 0, 1, 2)
 MOST = 24
-# Notes every address outside this machine that the server looks up or connects to.
-WATCHED = """
-import socket, sys
-log = open(sys.argv.pop(1), "a", buffering=1)
-def noted(name, inside):
-    def call(*words):
-        place = words[0] if name == "getaddrinfo" else words[1]
-        host = place[0] if isinstance(place, tuple) else place
-        if host not in (None, "127.0.0.1", "::1", "localhost", "0.0.0.0"):
-            log.write(f"{name} {host}\\n")
-        return inside(*words)
-    return call
-socket.getaddrinfo = noted("getaddrinfo", socket.getaddrinfo)
-class Watched(socket.socket):
-    connect = noted("connect", socket.socket.connect)
-socket.socket = Watched
-from openqwen2vl.__main__ import main
-sys.exit(main())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +120,32 @@ def test_uploads_that_are_no_pictures_are_deleted_and_too_many_are_told(
     assert not bad.exists()
 
 
+def test_pictures_of_many_visitors_are_decoded_one_at_a_time(files: Path) -> None:
+    """One may take 2 GB while it is decoded, and Gradio runs 40 visitors' threads."""
+    now: list[str] = []
+    most: list[int] = []
+
+    class Slow:
+        def look(self, data: bytes, name: str) -> str:
+            now.append(name)
+            sleep(0.02)
+            most.append(len(now))
+            now.remove(name)
+            return name
+
+    desk = Desk(cast(Partner, Slow()), started(), PLACE)
+    with ThreadPoolExecutor(4) as visitors:
+        list(visitors.map(desk.look, [[str(files / "cat.jpg")]] * 4))
+    assert most == [1] * 4
+
+
 def test_a_question_that_cannot_be_asked_leaves_the_session_as_it_was(partner: Partner) -> None:
     desk = Desk(partner, started(), PLACE)
+    long = desk.fresh().asked("circle " * 40_000, [])
+    assert "start afresh" in desk.refuse(long)[0]
     with pytest.raises(UserError, match="start afresh"):
-        list(desk.answer(desk.fresh().asked("circle " * 40_000, [])))
+        list(desk.answer(long))
+    assert desk.refuse(desk.fresh().asked("Hi", [])) == []
     assert list(desk.answer(desk.fresh().asked("Hi", [])))
 
 
@@ -153,53 +158,17 @@ def test_without_gradio_the_way_to_it_is_told(
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_is_told(run_folder: Path, call: Run) -> None:
+def test_a_port_that_is_taken_is_told(call: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        told = call("chat", f"model={run_folder}", "chat.ui=web", f"chat.port={port}")
+        # Before the model, which may take minutes, is looked for.
+        told = call("chat", "model=/none", "chat.ui=web", f"chat.port={port}")
     assert_one_message(told, f"nothing can listen at 127.0.0.1, port {port}")
-
-
-class Server:
-    """A chat's server in a process of its own, and what it asked the world outside."""
-
-    def __init__(self, run: Path, folder: Path) -> None:
-        self.log = folder / "asked_outside"
-        self.log.touch()
-        self.uploads = folder / "tmp"
-        self.uploads.mkdir()
-        words = [f"model={run}", "chat.ui=web", "chat.port=0", "chat.max_upload_mb=1"]
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                WATCHED,
-                str(self.log),
-                "chat",
-                *words,
-                f"max_new_tokens={MOST}",
-            ],
-            env={**environment(), "TMPDIR": str(self.uploads)},
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        line = next((line for line in self.process.stdout if "http" in line), "")
-        self.address = next(word for word in line.split() if word.startswith("http"))
-
-    def status(self, path: str, **headers: str) -> int:
-        """Ask for a path; gives the status."""
-        try:
-            with urlopen(Request(self.address + path, headers=headers), timeout=30) as reply:
-                return int(reply.status)
-        except HTTPError as error:
-            return error.code
 
 
 @pytest.fixture(scope="module")
 def server(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    started_server = Server(run_folder, tmp_path_factory.mktemp("server"))
+    started_server = Server(run_folder, tmp_path_factory.mktemp("server"), MOST)
     yield started_server
     if started_server.process.poll() is None:
         kill_tree(started_server.process.pid)
@@ -241,11 +210,25 @@ def test_a_picture_is_uploaded_asked_about_and_answered_in_a_browser(
     for color in cat.pixels.reshape(-1, 3)[[0, 42 * 84 + 50]].numpy():
         assert (np.abs(colors.astype(int) - color).max(axis=1) < 12).sum() > 100
 
+    other = browser.new_page()
+    other.goto(server.address)
+    ask(other, "Who?")
+    own = "".join(partner.answer(started().asked("Who?"))).strip()
+    other.wait_for_function(
+        "text => document.querySelector('#talk').textContent.includes(text)", arg=own
+    )
+    assert "What is it?" not in other.inner_text("#talk")
+    assert "Who?" not in page.inner_text("#talk")
+    other.close()
+
     attach(page, files / "words.png")
     page.wait_for_selector("#question .thumbnail-item, #question .file")
     ask(page, "And this?")
     page.wait_for_selector("#note p[role=alert] >> text=words.png cannot be shown")
+    page.wait_for_timeout(1000)  # until what follows a question had its time
+    assert page.is_visible("#note p[role=alert]")
     assert "And this?" not in page.inner_text("#talk")
+    assert "What is it?" in page.inner_text("#talk")
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.screenshot(path=tmp_path / "refused.png")
@@ -272,7 +255,29 @@ def test_the_server_is_closed_to_all_but_its_page(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_server_and_takes_the_uploads_with_it(server: Server) -> None:
+def test_what_the_page_would_not_ask_is_refused_past_it_too(server: Server, files: Path) -> None:
+    cat = files / "cat.jpg"
+    for file in ("/etc/passwd", str(cat), "http://example.com/cat.png", "/dev/zero"):
+        assert server.ask(file) == (403, "a file was named that was not uploaded here")
+    assert not list(server.uploads.rglob("passwd"))
+    assert server.upload(cat, Origin="http://evil.example")[0] == 403
+    assert server.upload(files / "large.png")[0] == 413
+    assert server.upload(*[files / "large.png"] * 3)[0] == 413
+    status, uploaded = server.upload(cat)
+    assert status == 200
+    status, shown = server.ask(*json.loads(uploaded))
+    assert status == 200
+    assert "gradio_api/file=" in shown
+    assert server.log.read_text() == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_server_and_takes_the_uploads_with_it(server: Server, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(server.address)
+    page.wait_for_selector("#question textarea")  # and it stays open, as pages do
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(60) == 0
-    assert not [path for path in server.uploads.rglob("*.jpg")]
+    assert not list(server.uploads.rglob("*.jpg")) + list(server.uploads.glob("tmp*"))
+    assert "Traceback" not in server.told.read_text()
+    page.close()

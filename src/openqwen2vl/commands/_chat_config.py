@@ -17,6 +17,8 @@ _KEYS = (
     "device dtype json"
 )
 _MOST_PORT = 65_535
+_LEAST_TEMPERATURE = 1e-6  # below, logits divided by it overflow
+_MOST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,20 @@ def _possible_place(config: DictConfig) -> None:
 def _possible_question(config: DictConfig) -> None:
     if config.prompt is not None and not config.prompt.strip():
         raise ConfigError("prompt is empty; ask something, or leave it away for a conversation")
+    for key in ("prompt", "system"):
+        # Python keeps bytes that are none of the terminal's letters as halves of a pair.
+        if any("\ud800" <= letter <= "\udfff" for letter in config[key] or ""):
+            raise ConfigError(f"{key} holds bytes that are no letters here; write it in UTF-8")
 
 
 def _possible_numbers(config: DictConfig) -> None:
     for key, low, high in (("temperature", 0, 100), ("top_p", 1e-6, 1)):
         if not low <= config[key] <= high:
             raise ConfigError(f"{key} is {config[key]!r}; expected {low:g} to {high:g}")
+    if 0 < config.temperature < _LEAST_TEMPERATURE:
+        raise ConfigError(f"temperature is {config.temperature!r}; 0 takes the likeliest token")
+    if not 0 <= config.seed <= _MOST_SEED:
+        raise ConfigError(f"seed is {config.seed}; expected 0 to {_MOST_SEED}")
     if config.max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {config.max_new_tokens}; expected 1 or more")
     placement(config.device, config.dtype, half=torch.bfloat16)

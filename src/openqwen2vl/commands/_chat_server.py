@@ -1,16 +1,18 @@
 """The server of the chat's page: at one address, for its own page alone."""
 
+import logging
 import os
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from openqwen2vl.commands._chat_config import Place
+from openqwen2vl.commands._chat_gate import Application, Gate, Message, Receive, Send
 from openqwen2vl.commands._chat_web import build_page, library
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.release.conversation import Conversation, Partner
@@ -34,10 +36,6 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 
-_Message = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[_Message]]
-_Send = Callable[[_Message], Awaitable[None]]
-
 
 def serve(partner: Partner, start: Conversation, place: Place) -> str:
     """Serve the page until Ctrl-C; says on stdout where it is.
@@ -59,7 +57,7 @@ def serve(partner: Partner, start: Conversation, place: Place) -> str:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        app = _application(build_page(partner, start, place), place, port)
+        app = _application(build_page(partner, start, place), place, port, Path(uploads))
         console = Console(soft_wrap=True, highlight=False)
         if place.host not in _OWN:
             console.print("anyone who reaches this machine may use the page: it has no password")
@@ -67,10 +65,22 @@ def serve(partner: Partner, start: Conversation, place: Place) -> str:
         settings = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=_SHUTDOWN_SECONDS
         )
+        server = uvicorn.Server(settings)
+        # Open pages are cut off at the end; uvicorn would tell each as a crash, with a traceback.
+        logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave the same way
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(settings).run(sockets=[listener])
+            server.run(sockets=[listener])
     return address
+
+
+def free(place: Place) -> None:
+    """Make sure that the page could be served there.
+
+    Raises:
+        UserError: nothing can listen there.
+    """
+    _listen(place).close()
 
 
 def _listen(place: Place) -> socket.socket:
@@ -84,13 +94,14 @@ def _listen(place: Place) -> socket.socket:
         ) from error
 
 
-def _application(page: Any, place: Place, port: int) -> Any:
-    """Wrap the page in an application that no other site can reach through the browser."""
+def _application(page: Any, place: Place, port: int, uploads: Path) -> Any:
+    """Wrap the page in an application that answers nobody but the page."""
     from fastapi import FastAPI
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     gradio = library()
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, uploads=uploads, place=place)
     if place.host in _OWN:
         # Another site's name that leads to this machine is not let in.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_OWN))
@@ -115,11 +126,11 @@ def _application(page: Any, place: Place, port: int) -> Any:
 class _Headers:
     """Adds the headers to every answer; the answers themselves stream past."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+    def __init__(self, app: Application) -> None:
         self._app = app
 
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        async def with_headers(message: _Message) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], *_HEADERS]
             await send(message)

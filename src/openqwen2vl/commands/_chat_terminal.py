@@ -15,11 +15,13 @@ from openqwen2vl.release.conversation import Conversation, Partner, Picture
 
 _HELP = """\
 /image PATH ...   show one or several pictures with the next question; quote paths with spaces
+                  (so do their whole paths alone, as a file dragged into the terminal gives them)
 /reset            forget the conversation and start afresh
 /help             this list
 /quit             leave (so does Ctrl-D); Ctrl-C stops an answer
 A question that begins with a slash wants a space before it."""
 _PROMPT = "> "
+_PASTE = "set enable-bracketed-paste on"
 # A model may say anything, also what would move a terminal's cursor or change its title.
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
@@ -43,6 +45,8 @@ class Terminal:
         self._partner, self._start, self._talk = partner, start, start
         self._shown = list(shown)
         self._notes = Console(stderr=True)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that lacks an answer's letters
+            sys.stdout.reconfigure(errors="replace")
 
     def ask(self, text: str) -> None:
         """Ask, and write the answer as it comes; Ctrl-C stops it where it is.
@@ -74,8 +78,9 @@ class Terminal:
         if talking:
             self._note(f"{self._partner.name}, {self._partner.grid**2} tokens a picture; /help")
             with suppress(ImportError):  # arrow keys and earlier lines, where there is the library
-                importlib.import_module("readline")
-        elif isinstance(sys.stdin, io.TextIOWrapper):
+                # A paste of several lines is one question; its newlines ask nothing yet.
+                importlib.import_module("readline").parse_and_bind(_PASTE)
+        if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")
         while True:
             try:
@@ -98,7 +103,9 @@ class Terminal:
         try:
             if not line.strip():
                 return True
-            if not line.startswith("/"):
+            if talking and _dropped(line.strip()):
+                self._show(line.strip())
+            elif not line.startswith("/"):
                 self.ask(line.strip())
                 if talking:
                     self._write("\n")
@@ -156,15 +163,31 @@ def split_paths(text: str) -> list[str]:
         return [text]
 
 
+def _dropped(text: str) -> bool:
+    """Tell whether a line is but whole paths of files: what a terminal types for dragged ones."""
+    paths = split_paths(text)
+    return all(Path(path).is_absolute() and _file(path) is not None for path in paths)
+
+
+def find_picture(path: str) -> Path:
+    """Give the file at a path.
+
+    Raises:
+        ImageError: there is none.
+    """
+    file = _file(path)
+    if file is None:  # nor a device that never ends
+        raise ImageError(f"{path} cannot be shown: there is no such file")
+    return file
+
+
 def read_picture(partner: Partner, path: str) -> Picture:
     """Read and decode a picture.
 
     Raises:
         ImageError: no such file, or it is no picture that can be shown.
     """
-    file = _file(path)
-    if file is None:  # nor a device that never ends
-        raise ImageError(f"{path} cannot be shown: there is no such file")
+    file = find_picture(path)
     try:
         data = file.read_bytes()
     except OSError as error:

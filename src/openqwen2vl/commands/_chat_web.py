@@ -1,7 +1,11 @@
 """The page of a chat: what is on it, and what happens when someone asks."""
 
+import atexit
 import importlib
 import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -66,7 +70,7 @@ class Desk:
             place: limits of what may be brought.
         """
         self._partner, self._start, self._place = partner, start, place
-        self._lock = Lock()
+        self._lock, self._looking = Lock(), Lock()
         self._pieces: Generator[str, None, None] = _silence()
 
     def fresh(self) -> Visit:
@@ -85,11 +89,21 @@ class Desk:
                 told.append(f"{Path(path).name} is one too many: {self._place.max_images} pictures")
                 continue
             try:
-                shown.append((path, self._partner.look(Path(path).read_bytes(), Path(path).name)))
+                with self._looking:  # a picture may take 2 GB while it is decoded
+                    found = self._partner.look(Path(path).read_bytes(), Path(path).name)
+                shown.append((path, found))
             except ImageError as error:
                 Path(path).unlink(missing_ok=True)
                 told.append(str(error))
         return shown, told
+
+    def refuse(self, asked: Visit) -> list[str]:
+        """Say why a question cannot be asked, or nothing."""
+        try:
+            self._partner.prompt(asked.talk)
+        except UserError as error:
+            return [str(error)]
+        return []
 
     def answer(self, visit: Visit) -> Iterator[Visit]:
         """Give the visit with more and more of the answer, until the visitor stops it.
@@ -134,6 +148,12 @@ def library() -> Any:
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # kept in the browser, or with its makers' hub
+    if "gradio" not in sys.modules:
+        # It remembers from its import on where to write: else to one folder of all users, which
+        # only the first of them may write to.
+        own = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
     try:
         return importlib.import_module("gradio")
     except ImportError as error:
@@ -171,11 +191,13 @@ def build_page(partner: Partner, start: Conversation, place: Place) -> Any:
         with gradio.Row():
             stop = gradio.Button("Stop")
             new = gradio.Button("New conversation")
-        _connect(desk, box, (visit, shown, note), stop, new)
+        _connect(desk, box, (visit, shown, note), stop, new, gradio.skip())
     return page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
 
 
-def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: Any) -> None:
+def _connect(
+    desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: Any, same: Any
+) -> None:
     visit = page[0]
 
     def take(given: dict[str, Any], before: Visit | None) -> tuple[Any, ...]:
@@ -185,12 +207,15 @@ def _connect(desk: Desk, box: Any, page: tuple[Any, Any, Any], stop: Any, new: A
         shown, told = desk.look(files)
         if not told and not text:
             told = ["ask something about it" if files else "ask something"]
+        asked = before.asked(text, shown)
+        told = told or desk.refuse(asked)
         if told:
             kept = {"text": text, "files": [path for path, _ in shown]}
             return (kept, *_seen(before, told))
-        return ({"text": "", "files": []}, *_seen(before.asked(text, shown)))
+        return ({"text": "", "files": []}, *_seen(asked))
 
     def answer(asked: Visit | None) -> Iterator[tuple[Any, ...]]:
+        yield (same,) * len(page)  # of who gives nothing at all, Gradio clears talk and note
         if asked is None or asked.before is None:
             return
         try:

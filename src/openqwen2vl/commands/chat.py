@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from openqwen2vl.commands._chat_config import SCHEMA, WEB, Place
-from openqwen2vl.commands._chat_server import serve
-from openqwen2vl.commands._chat_terminal import Terminal, read_picture
+from openqwen2vl.commands._chat_server import free, serve
+from openqwen2vl.commands._chat_terminal import Terminal, find_picture, read_picture
 from openqwen2vl.commands._chat_web import library
 from openqwen2vl.commands._chat_words import reword
 from openqwen2vl.commands._evaluate_config import folder, sampling
@@ -19,6 +19,8 @@ from openqwen2vl.release.trained import load_trained
 
 __all__ = ["SCHEMA", "reword", "run"]
 
+_INTERRUPTED = 130  # as shells say it
+
 
 def run(config: DictConfig) -> Mapping[str, object]:
     """Answer one question, hold a conversation, or serve the page until Ctrl-C.
@@ -28,18 +30,24 @@ def run(config: DictConfig) -> Mapping[str, object]:
 
     Raises:
         UserError: no such model, a picture that is none, or Gradio is missing.
+        SystemExit: Ctrl-C before there is a conversation.
     """
-    if config.chat.ui == WEB:
-        library()  # Told before minutes are spent on loading a model.
+    try:
+        return _talked(config)
+    except ImageError as error:  # of the keys; in a conversation it costs a line
+        raise UserError(str(error)) from error
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _talked(config: DictConfig) -> Mapping[str, object]:
+    _ready(config)
     with Console(stderr=True).status("loading the model"):
         partner = _open(config)
     about = {"model": partner.name, "grid": partner.grid}
     if config.chat.ui == WEB:
         return {**about, "address": serve(partner, started(config.system), Place(**config.chat))}
-    try:
-        shown = [read_picture(partner, path) for path in config.image]
-    except ImageError as error:
-        raise UserError(str(error)) from error
+    shown = [read_picture(partner, path) for path in config.image]
     terminal = Terminal(partner, started(config.system), shown)
     if config.prompt is not None:
         terminal.ask(config.prompt)
@@ -47,6 +55,15 @@ def run(config: DictConfig) -> Mapping[str, object]:
         terminal.converse()
     answers = terminal.answers
     return {**about, "answer": answers[-1]["answer"] if answers else None, "answers": answers}
+
+
+def _ready(config: DictConfig) -> None:
+    """Find what would be told as a mistake only after minutes of loading a model."""
+    if config.chat.ui == WEB:
+        library()
+        free(Place(**config.chat))
+    for path in config.image:
+        find_picture(path)
 
 
 def _open(config: DictConfig) -> Partner:
