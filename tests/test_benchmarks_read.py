@@ -159,6 +159,14 @@ def test_another_benchmarks_files_are_not_taken(tmp_path):
         PLAIN["mmbench"].read(tmp_path)
 
 
+def test_what_lies_right_in_the_root_is_asked_under_its_own_name_alone(tmp_path):
+    write_mini(tmp_path / "made", "mmbench", "tsv").rename(tmp_path / "MMBench_DEV_EN.tsv")
+    assert PLAIN["mmbench"].read(tmp_path).questions
+    for name in ("mmstar", "ai2d", "seedbench"):
+        with pytest.raises(ShardError, match=f"no files of {name}: neither"):
+            PLAIN[name].read(tmp_path)
+
+
 def test_a_jsonl_whose_pictures_are_gone_is_told(tmp_path):
     path = write_mini(tmp_path, "mantis", "jsonl")
     (path.parent / "3-images-1.jpg").unlink()

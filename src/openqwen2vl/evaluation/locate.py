@@ -124,7 +124,8 @@ def _candidates(path: Path, schema: Schema) -> list[Path]:
     else:
         # The folder of the data itself; of any other folder in it nobody knows whose it is.
         folders = ["data", *schema.folders, *_pictures_of(schema)]
-        inside = [*path.glob("*"), *(file for one in folders for file in (path / one).rglob("*"))]
+        below = [file for one in folders for file in (path / one).rglob("*")]
+        inside = [*(file for file in path.glob("*") if _is_of(file, name)), *below]
     found = sorted(file for file in inside if file.suffix in ENDINGS and file.is_file())
     if not found:
         raise ShardError(
@@ -132,6 +133,20 @@ def _candidates(path: Path, schema: Schema) -> list[Path]:
             "is there; give data_root or fetch them"
         )
     return found
+
+
+def _is_of(file: Path, name: str) -> bool:
+    """Tell whether a file right in ``data_root`` is the benchmark's, and not another one's.
+
+    It is when it or the folder is called after the data, or when it is called after a split, as
+    in a folder that holds one data set.
+    """
+    called = _plain(file.name)
+    return _plain(name) in called or _plain(name) in _plain(file.parent.name) or bool(_split(file))
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _pictures_of(schema: Schema) -> list[str]:
