@@ -19,7 +19,11 @@ from openqwen2vl.release.card import Card, gpu_hours
 from openqwen2vl.release.export import KEY, export
 from openqwen2vl.release.provenance import stages
 
-CONFIG = {"openqwen2vl": {"grid": 27, "dtype": "bf16"}, "vision_config": {"image_size": 384}}
+CONFIG = {
+    "openqwen2vl": {"grid": 27, "dtype": "bf16"},
+    "vision_config": {"image_size": 384, "num_hidden_layers": 27, "hidden_size": 1152},
+    "text_config": {"model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 1536},
+}
 SCORES = {
     "benchmark": "mmbench",
     "protocol": "oqvl-paper",
@@ -68,6 +72,12 @@ def write_scores(folder: Path, **more: Any) -> Path:
     (folder / "scores.json").write_text(json.dumps(SCORES | more))
     (folder / "scored.jsonl").write_text('{"id": "1", "cluster": "1", "correct": 1}\n')
     return folder
+
+
+def test_a_card_gives_the_sizes_that_the_folder_has_whatever_the_names() -> None:
+    told = card(llm=None)
+    assert "`vit` (27 blocks of width 1152, pictures of 384 x 384)" in told
+    assert "language model of no recorded name (28 layers of width 1536, `qwen2`)" in told
 
 
 def test_stages_are_followed_back_to_the_first(tmp_path: Path) -> None:

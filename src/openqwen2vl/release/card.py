@@ -16,7 +16,8 @@ class Card:
     Attributes:
         name: of the model.
         tower: name of the vision tower.
-        llm: name of the language model that training started from.
+        llm: name of the language model that training started from; None: it is not recorded, as
+            with random weights.
         template: of the conversations.
         stages: as ``provenance.stages`` gives them.
         scores: heads of ``scores.json`` files.
@@ -26,7 +27,7 @@ class Card:
 
     name: str
     tower: str
-    llm: str
+    llm: str | None
     template: Template
     stages: Sequence[Mapping[str, Any]]
     scores: Sequence[Mapping[str, Any]] = ()
@@ -41,7 +42,7 @@ class Card:
         """
         own = config["openqwen2vl"]
         parts = (
-            _front(self, own["grid"], own["dtype"]),
+            _front(self, config),
             _use(self, config["vision_config"]["image_size"], "auto_map" not in config),
             _scores(self.scores),
             _training(self.stages),
@@ -64,7 +65,12 @@ def gpu_hours(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _front(card: Card, grid: int, dtype: str) -> str:
+def _front(card: Card, config: Mapping[str, Any]) -> str:
+    grid, dtype = config["openqwen2vl"]["grid"], config["openqwen2vl"]["dtype"]
+    tower, llm = config["vision_config"], config["text_config"]
+    # A name alone would tell of other sizes where a run changed them.
+    seen = f"{_size(tower, 'blocks')}, pictures of {tower['image_size']} x {tower['image_size']}"
+    said = f"{_size(llm, 'layers')}, `{llm['model_type']}`"
     kind = "base model, no chat" if _is_base(card.stages) else "chat model"
     return f"""---
 library_name: transformers
@@ -75,9 +81,18 @@ tags: [openqwen2vl]
 
 # {card.name}
 
-A multimodal language model ({kind}) trained with `openqwen2vl`: vision tower `{card.tower}`,
-{grid} x {grid} = {grid**2} visual tokens an image, language model `{card.llm}`, weights in {dtype}.
+A multimodal language model ({kind}) trained with `openqwen2vl`: vision tower `{card.tower}` ({seen}),
+{grid} x {grid} = {grid**2} visual tokens an image, language model {_begun(card.llm)} ({said}),
+weights in {dtype}.
 """
+
+
+def _size(part: Mapping[str, Any], layers: str) -> str:
+    return f"{part['num_hidden_layers']} {layers} of width {part['hidden_size']}"
+
+
+def _begun(llm: str | None) -> str:
+    return "of no recorded name" if llm is None else f"`{llm}`"
 
 
 def _use(card: Card, side: int, stock: bool) -> str:

@@ -53,17 +53,17 @@ class Prepared:
         # The folder holds all of it: where things lay while training is no matter of its readers.
         model["vision"] = {**model["vision"], "weights": None}
         if "llm" in model:
-            model["llm"] = {**model["llm"], "path": self.llm}
+            model["llm"] = {**model["llm"], "path": self.llm or "not recorded"}
         here = {"model": model, "tokenizer": ".", "init_from": None}
         last = {**self.facts["phases"][-1], "grid": self.grid}
         return {**facts, **here, "template": self.texts.template.name, "phases": [last]}
 
     @property
-    def llm(self) -> str:
-        """Name the language model that training started from."""
+    def llm(self) -> str | None:
+        """Name the language model that training started from, where the run says it."""
         path = self.facts["model"].get("llm", {}).get("path")
         if not path:
-            return "not recorded"
+            return None
         return Path(path).name if Path(path).is_absolute() else str(path)
 
 
