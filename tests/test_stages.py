@@ -99,9 +99,6 @@ def test_another_strategys_checkpoint_or_another_seed_is_not_resumed(
     other = train(corpora, first, resume="last", seed=8, budget__steps=4)
     assert other.returncode == 2
     assert "seed: 7 there, 8 here" in other.stderr
-    other = train(corpora, first, resume="last", optim__lr=0.02, budget__steps=4)
-    assert other.returncode == 2
-    assert "optim.lr: 0.01 there, 0.02 here" in other.stderr
 
 
 def test_facts_are_plain_and_say_where_the_run_came_from(first: Path) -> None:

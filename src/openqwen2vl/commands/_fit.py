@@ -17,7 +17,7 @@ from openqwen2vl.commands._assemble import (
     check_grids,
     check_text,
 )
-from openqwen2vl.commands._facts import plain, run_facts, shared_facts
+from openqwen2vl.commands._facts import run_facts, shared_facts
 from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
@@ -131,8 +131,8 @@ def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[st
     """Check that the run is the same and keep the phases that it fixed at its start.
 
     Raises:
-        CheckpointError: another order, other pixels, another optimizer, more steps than the
-            schedule spans, or no run's at all.
+        CheckpointError: another order, other pixels, more steps than the schedule spans, or no
+            run's at all.
     """
     facts = read_facts(checkpoint)
     if "converted" in facts:
@@ -155,7 +155,6 @@ def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[st
             f"{checkpoint} cannot be resumed with another order of packs ({told}); restore these, "
             "or start a new run with init_from="
         )
-    _same_optimizer(checkpoint, facts, config)
     data.keep_phases([Phase(**phase) for phase in facts["phases"]])
     data.keep_pictures(facts.get("pictures"))
     length = config.schedule.length
@@ -166,19 +165,6 @@ def resumable(checkpoint: Path, config: DictConfig, data: PackedData) -> dict[st
             f"schedule.length (={facts['schedule_length']} keeps the old curve)"
         )
     return facts
-
-
-def _same_optimizer(checkpoint: Path, facts: dict[str, Any], config: DictConfig) -> None:
-    """Refuse settings that would have no effect: the optimizer comes back with its own."""
-    now = plain(config.optim)
-    before = facts.get("optim", now)  # which older checkpoints do not tell
-    changed = [key for key in now if before.get(key) != now[key]]
-    if changed:
-        told = "; ".join(f"optim.{k}: {before.get(k)} there, {now[k]} here" for k in changed)
-        raise CheckpointError(
-            f"{checkpoint} goes on with its own optimizer, so that other settings would have no "
-            f"effect ({told}); restore these, or start a new run with init_from="
-        )
 
 
 def _module(
