@@ -35,7 +35,10 @@ from openqwen2vl.training.stream import PackedData
 # What must not change between a checkpoint and its resumption: the order is a function of it.
 FIXED = ("seed", "global_batch", "sources", "mode", "weights", "manifests")
 # What else the ranks must have been told alike.
-SHARED = ("seed", "optim", "schedule", "clip", "loss", "precision", "compile", "strategy")
+SHARED = (
+    *("seed", "optim", "schedule", "clip", "loss", "precision", "compile", "strategy"),
+    "callbacks",  # whose validation, answers and checkpoints take all ranks
+)
 
 
 def run_processes(config: DictConfig, processes: int) -> dict[str, object]:
@@ -213,6 +216,7 @@ def _settings(config: DictConfig, data: PackedData, checkpoint: Path | None) -> 
     assert isinstance(plain, dict)
     return {
         **{key: plain[key] for key in SHARED},
+        "max_gpu_hours": plain["trainer"].get("max_gpu_hours"),
         "micro_batch": data.micro_batch,
         "resumes": None if checkpoint is None else f"step {checkpoint_step(checkpoint)}",
     }
