@@ -1,6 +1,7 @@
 """When a run saves, and which of its checkpoints it keeps."""
 
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from .boundary import AnyRank, ends_step
 log = logging.getLogger(__name__)
 
 _ASIDE = ".dropped"
+_PATIENCE = 60.0  # seconds in which a network file system shows what another node has made
 
 
 class Checkpoints(Checkpoint):
@@ -51,7 +53,13 @@ class Checkpoints(Checkpoint):
         self._any_rank = AnyRank()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, and leave only what the run goes on from."""
+        """Start the clock, and leave only what the run goes on from.
+
+        Raises:
+            ConfigError: ranks that write a checkpoint together do not see the same folder.
+        """
+        if trainer.world_size > 1 and hasattr(trainer.strategy, "sharding_strategy"):
+            _require_shared(trainer, _folder(trainer))
         if trainer.is_global_zero:
             _tidy(_folder(trainer), trainer.global_step)
         self._saved_at = time.monotonic()
@@ -92,6 +100,33 @@ class Checkpoints(Checkpoint):
 
 def _folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "checkpoints"
+
+
+def _require_shared(trainer: pl.Trainer, folder: Path) -> None:
+    """Look on all ranks for a file that rank 0 makes: shards on several disks are no checkpoint.
+
+    Raises:
+        ConfigError: some rank does not see it; all ranks say so.
+    """
+    # No name of an earlier start, which may have left its file on another disk.
+    mark = folder / trainer.strategy.broadcast(f".shared-{time.time_ns()}")
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    trainer.strategy.barrier()
+    end = time.monotonic() + _PATIENCE
+    while not (seen := mark.exists()) and time.monotonic() < end:
+        os.listdir(folder.parent)  # has network file systems look again
+        time.sleep(0.2)
+    everywhere = trainer.strategy.reduce_boolean_decision(seen, all=True)
+    if trainer.is_global_zero:
+        mark.unlink()
+    if not everywhere:
+        raise ConfigError(
+            f"{folder} is not the same folder on all ranks, so no checkpoint would be whole: its "
+            "shards would lie on several disks; choose a run_dir= on a file system that all nodes "
+            "share, or strategy=ddp"
+        )
 
 
 def _tidy(folder: Path, step: int) -> None:

@@ -105,6 +105,27 @@ class TestCheckpoints:
         assert trainer.saved == [4]  # the step's own, not the one of the other course
         assert newest(tmp_path).name == "step_00000004.ckpt"
 
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_ranks_that_write_together_must_see_one_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+    ) -> None:
+        monkeypatch.setattr(checkpoints_module, "_PATIENCE", 0.0)
+        (tmp_path / "checkpoints").mkdir()
+        other = FakeTrainer(tmp_path, world_size=2, is_global_zero=False)
+        other.strategy.sharding_strategy = "FULL_SHARD"
+        other.strategy.broadcast = lambda _: ".shared-1"
+        made = tmp_path / "checkpoints" / ".shared-1"
+        other.strategy.barrier = lambda: made.touch() if shared else None
+        if shared:
+            Checkpoints().on_train_start(other, None)
+        else:
+            with pytest.raises(ConfigError, match="is not the same folder on all ranks"):
+                Checkpoints().on_train_start(other, None)
+        first = FakeTrainer(tmp_path, world_size=2)
+        first.strategy = other.strategy
+        Checkpoints().on_train_start(first, None)
+        assert self.names(tmp_path) == []
+
     def test_what_a_kill_left_half_written_or_half_deleted_goes(self, tmp_path: Path) -> None:
         folder = tmp_path / "checkpoints"
         for name in (".step_00000001.ckpt.old", ".step_00000003.ckpt.tmp"):
