@@ -72,16 +72,12 @@ class SampleAnswers(pl.Callback):
         documents = packed_data(trainer).held_out_documents(self.count, module.model.projector.grid)
         if not documents:
             return
-        try:
-            tokenizer = load_tokenizer(name)
-        except UserError as error:
-            # Answers are for the eye; a run that has come so far need not end for them.
-            log.warning("no sample answers: %s", error)
+        tokenizer = _reader(name, documents[0]["tokenizer_hash"])
+        # Sharded weights are gathered on all ranks, and a folder or the hub may fail on one.
+        if not trainer.strategy.reduce_boolean_decision(tokenizer is not None, all=True):
             return
+        assert tokenizer is not None
         special = special_tokens(tokenizer)
-        if documents[0]["tokenizer_hash"] != tokenizer_hash(tokenizer):
-            log.warning("no sample answers: %s is not the packs' tokenizer", name)
-            return
         questions = {
             "prompts": [document["prompt"] for document in documents],
             "images": torch.cat([document["images"] for document in documents]).to(module.device),
@@ -110,6 +106,20 @@ class SampleAnswers(pl.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("answers", text, trainer.global_step)
+
+
+def _reader(name: str, packed_with: str) -> PreTrainedTokenizerFast | None:
+    """Load the tokenizer that reads the answers; None, with a warning, when that cannot be."""
+    try:
+        tokenizer = load_tokenizer(name)
+    except UserError as error:
+        # Answers are for the eye; a run that has come so far need not end for them.
+        log.warning("no sample answers: %s", error)
+        return None
+    if packed_with != tokenizer_hash(tokenizer):
+        log.warning("no sample answers: %s is not the packs' tokenizer", name)
+        return None
+    return tokenizer
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:

@@ -59,6 +59,7 @@ def test_ranks_that_were_told_unlike_things_train_nothing(
 ) -> None:
     settings = {"strategy": "ddp", "trainer.devices": 2, "data.micro_batch": 1}
     words = shlex.join(command(corpora, tmp_path / "run", settings))
+    words += " callbacks.validation.every_n_steps=1$RANK"
     # As on two nodes, where somebody typed two commands.
     ranks = [*TORCHRUN, "bash", "-c", f"exec {words} seed=$RANK"]
     ended = subprocess.run(
@@ -67,6 +68,8 @@ def test_ranks_that_were_told_unlike_things_train_nothing(
     assert ended.returncode != 0
     assert "order.seed is 0 on rank 0" in ended.stderr
     assert "and 1 on rank 1" in ended.stderr
+    # Ranks that measure at other steps would wait for each other until the time runs out.
+    assert "callbacks.validation.every_n_steps is 10 on rank 0" in ended.stderr
     assert "exitcode  : 2" in ended.stderr
     assert not list((tmp_path / "run").rglob("*.ckpt"))
     assert not (tmp_path / "run" / "metrics.csv").exists()

@@ -12,6 +12,7 @@ from openqwen2vl.callbacks.checkpoints import Checkpoints
 from openqwen2vl.callbacks.corrupt import CorruptLedger
 from openqwen2vl.callbacks.resolution import ResolutionSwitch
 from openqwen2vl.formats.errors import ConfigError, ShardError
+from openqwen2vl.training.checkpoint import newest
 from openqwen2vl.training.module import MLLMModule
 
 
@@ -87,13 +88,56 @@ class TestCheckpoints:
             trainer.steps(callback, None, 1)
         assert trainer.saved == [3, 6]
 
-    def test_a_checkpoint_that_is_there_is_not_written_again(self, tmp_path: Path) -> None:
+    def test_a_run_that_went_back_puts_the_later_checkpoints_aside(self, tmp_path: Path) -> None:
+        folder = tmp_path / "checkpoints"
         trainer = FakeTrainer(tmp_path)
+        for course in ("first", "second"):
+            for step in (2, 4, 6):
+                (folder / f"step_{step:08d}.ckpt").mkdir(parents=True, exist_ok=True)
+                (folder / f"step_{step:08d}.ckpt" / "meta.pt").write_text(course)
+            trainer.global_step = 2
+            callback = Checkpoints(every_n_steps=4, every_minutes=None, keep=2)
+            callback.on_train_start(trainer, None)
+            kept = ["step_00000002.ckpt", "step_00000004.ckpt.dropped"]
+            assert self.names(tmp_path) == [*kept, "step_00000006.ckpt.dropped"]
+            assert (folder / kept[1] / "meta.pt").read_text() == course
+        trainer.steps(callback, None, 2)
+        assert trainer.saved == [4]  # the step's own, not the one of the other course
+        assert newest(tmp_path).name == "step_00000004.ckpt"
+
+    @pytest.mark.parametrize("shared", [True, False])
+    def test_ranks_that_write_together_must_see_one_folder(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+    ) -> None:
+        monkeypatch.setattr(checkpoints_module, "_PATIENCE", 0.0)
         (tmp_path / "checkpoints").mkdir()
-        (tmp_path / "checkpoints" / "step_00000002.ckpt").write_text("complete")
-        trainer.steps(Checkpoints(every_n_steps=1, every_minutes=None, keep=9), None, 3)
-        assert trainer.saved == [1, 3]
-        assert (tmp_path / "checkpoints" / "step_00000002.ckpt").read_text() == "complete"
+        other = FakeTrainer(tmp_path, world_size=2, is_global_zero=False)
+        other.strategy.sharding_strategy = "FULL_SHARD"
+        other.strategy.broadcast = lambda _: ".shared-1"
+        made = tmp_path / "checkpoints" / ".shared-1"
+        other.strategy.barrier = lambda: made.touch() if shared else None
+        if shared:
+            Checkpoints().on_train_start(other, None)
+        else:
+            with pytest.raises(ConfigError, match="is not the same folder on all ranks"):
+                Checkpoints().on_train_start(other, None)
+        first = FakeTrainer(tmp_path, world_size=2)
+        first.strategy = other.strategy
+        Checkpoints().on_train_start(first, None)
+        assert self.names(tmp_path) == []
+
+    def test_what_a_kill_left_half_written_or_half_deleted_goes(self, tmp_path: Path) -> None:
+        folder = tmp_path / "checkpoints"
+        for name in (".step_00000001.ckpt.old", ".step_00000003.ckpt.tmp"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "__0_0.distcp").touch()
+        (folder / ".step_00000004.ckpt.tmp").touch()
+        (folder / "step_00000002.ckpt").touch()
+        other = FakeTrainer(tmp_path, global_step=2, is_global_zero=False)
+        Checkpoints().on_train_start(other, None)
+        assert len(self.names(tmp_path)) == 4
+        Checkpoints().on_train_start(FakeTrainer(tmp_path, global_step=2), None)
+        assert self.names(tmp_path) == ["step_00000002.ckpt"]
 
     def test_sharded_folders_are_pruned_like_files_and_strangers_are_left(
         self, tmp_path: Path

@@ -1,3 +1,5 @@
+import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -229,6 +231,22 @@ def test_held_out_documents_ask_for_what_their_answers_say(corpora: PackedCorpor
     everything = made.held_out_documents(10**6, 3)
     assert [d["uid"] for d in everything[:3]] == [d["uid"] for d in found]
     assert any(d["images"].shape[0] == 0 for d in everything)
+
+
+def test_loader_processes_share_the_index_and_outlive_signals_to_the_group(
+    corpora: PackedCorpora,
+) -> None:
+    loader = module(corpora, num_workers=1, prefetch_factor=1).train_dataloader()
+    batches = iter(loader)
+    try:
+        next(batches)
+        (worker,) = batches._workers
+        assert type(worker).__name__ == "ForkProcess"
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(worker.pid, number)
+        assert len(list(batches)) == len(loader) - 1
+    finally:
+        batches._shutdown_workers()
 
 
 def test_loaders_need_the_towers_image_side(corpora: PackedCorpora) -> None:

@@ -1,5 +1,6 @@
 """What a training step leaves behind, and what it spares: gradients, notes of seeds."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from support.trainer import tiny_module
 
 from openqwen2vl.packing.order import mix_seed
 from openqwen2vl.training.module import MLLMModule
+from openqwen2vl.training.optim import adamw
 
 
 def batch(step: int) -> dict[str, Any]:
@@ -60,21 +62,37 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 @pytest.fixture
 def watched(tmp_path: Path, notes: list[object]) -> Watch:
-    module: MLLMModule = tiny_module()
     watch = Watch()
+    fit(tiny_module(), tmp_path, 3, callbacks=[watch])
+    return watch
+
+
+def fit(
+    module: MLLMModule, root: Path, steps: int, resume: Path | None = None, **options: Any
+) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_steps=3,
-        callbacks=[watch],
+        max_steps=steps,
         logger=False,
-        default_root_dir=tmp_path,
+        default_root_dir=root,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
-    loader = torch.utils.data.DataLoader([batch(n) for n in range(3)], batch_size=None)  # type: ignore[arg-type]
-    trainer.fit(module, loader)
-    return watch
+    loader = torch.utils.data.DataLoader([batch(n) for n in range(steps)], batch_size=None)  # type: ignore[arg-type]
+    trainer.fit(module, loader, ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+def test_a_resumed_run_trains_at_the_rate_of_its_config(tmp_path: Path) -> None:
+    saved = tmp_path / "two.ckpt"
+    fit(tiny_module(), tmp_path, 2).save_checkpoint(saved)
+    slower = tiny_module()
+    slower._optim = partial(adamw, lr=1e-5)
+    trainer = fit(slower, tmp_path, 3, saved)
+    rate = 1e-5 * slower._schedule.factor(3, slower._steps)
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [rate, rate]
 
 
 def test_a_step_lets_its_gradients_go(watched: Watch) -> None:

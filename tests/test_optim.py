@@ -2,9 +2,17 @@ import pytest
 import torch
 from support.models import tiny_mllm
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from openqwen2vl.formats.errors import ConfigError
-from openqwen2vl.training.optim import adamw, decayed_names, plain_name, skip_update
+from openqwen2vl.training.optim import (
+    adamw,
+    decayed_names,
+    keep_rates,
+    plain_name,
+    skip_update,
+    told_rates,
+)
 
 WEIGHT_DECAY = 0.1
 
@@ -125,3 +133,29 @@ def test_a_skipped_step_leaves_weights_moments_and_count_as_if_it_had_not_been(
     expected = stepped(fused, [0.5, -0.25])
     torch.testing.assert_close((weights, moment), expected[:2], rtol=0, atol=0)
     assert count == expected[2] == 2
+
+
+def scheduled(lr: float, decay: float) -> tuple[torch.optim.AdamW, LambdaLR]:
+    module = Small()
+    optimizer = adamw(module.named_parameters(), decayed_names(module), lr, decay, betas=(0.9, lr))
+    return optimizer, LambdaLR(optimizer, lambda step: 1 / (step + 3))
+
+
+def test_a_resumed_run_goes_on_with_the_rates_of_its_config() -> None:
+    before, curve = scheduled(1e-3, 0.1)
+    for _ in range(5):
+        before.step()
+        curve.step()
+    for lr, decay in ((1e-3, 0.1), (1e-5, 0.3)):
+        optimizer, scheduler = scheduled(lr, decay)
+        told = told_rates(optimizer)
+        optimizer.load_state_dict(before.state_dict())
+        scheduler.load_state_dict(curve.state_dict())
+        keep_rates(optimizer, scheduler, told)
+        for step in (5, 6):
+            pulled, free = optimizer.param_groups
+            assert pulled["lr"] == free["lr"] == lr * (1 / (step + 3))
+            assert (pulled["weight_decay"], free["weight_decay"]) == (decay, 0.0)
+            assert pulled["betas"] == (0.9, lr)
+            optimizer.step()
+            scheduler.step()

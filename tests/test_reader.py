@@ -7,6 +7,7 @@ from support.packs import pack
 from support.shards import tiny_tokenizer, write_caption_shard, write_conversation_shard
 
 from openqwen2vl.formats.errors import PackError, ShardError
+from openqwen2vl.packing import reader
 from openqwen2vl.packing.plan import Selection
 from openqwen2vl.packing.reader import PackFolder
 
@@ -60,6 +61,18 @@ def test_a_forked_process_opens_files_of_its_own(folder):
     os.waitpid(child, 0)
     assert os.read(reading, 1) == b"1"
     assert set(packs._files[1].values()) == mine
+
+
+def test_few_shards_stay_open_however_many_are_read(folder, monkeypatch):
+    packs = PackFolder(folder)
+    assert len(packs.manifest.shards) > 3
+    monkeypatch.setattr(reader, "_LEAST_OPEN", 2)
+    monkeypatch.setattr(reader.resource, "getrlimit", lambda _: (3 * reader._PART_OPEN, -1))
+    before = len(os.listdir("/proc/self/fd"))
+    first = [packs.read(number) for number in range(len(packs))]
+    again = [packs.read(number) for number in reversed(range(len(packs)))]
+    assert len(os.listdir("/proc/self/fd")) - before == 3
+    assert all(same(a, b) for a, b in zip(first, reversed(again), strict=True))
 
 
 def test_a_missing_shard_is_told_when_the_folder_is_opened(folder):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from openqwen2vl.commands._doctor_finding import Finding, graded
 
-_FILES = 4096  # each loader worker keeps the shards that it has read from open
+_FILES = 4096  # a loader worker keeps a part of the shards open, and batches travel as files
 _SHARED = 2e9  # bytes of batches that wait between workers and the run
 _BF16 = (8, 0)
 

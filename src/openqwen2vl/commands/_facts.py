@@ -14,8 +14,9 @@ from openqwen2vl.training.checkpoint import checkpoint_step
 from openqwen2vl.training.schedule import Schedule
 from openqwen2vl.training.stream import PackedData
 
-# Settings that checkpoints do not hold and that change what is learnt.
-_SETTINGS = ("schedule", "clip", "loss", "precision", "compile", "strategy")
+# Settings that checkpoints do not hold: they change what is learnt, or take all ranks at once, as
+# validation, sample answers and checkpoints do.
+_SETTINGS = ("schedule", "clip", "loss", "precision", "compile", "strategy", "callbacks")
 # Facts that each rank reads for itself from folders where other runs may still be at work.
 _OWN = ("earlier",)
 
@@ -73,6 +74,7 @@ def shared_facts(
     return {
         **{key: value for key, value in written.items() if key not in _OWN},
         **{key: plain(config[key]) for key in _SETTINGS},
+        "max_gpu_hours": config.trainer.get("max_gpu_hours"),
         "micro_batch": micro_batch,
         "resumes": None if checkpoint is None else f"step {checkpoint_step(checkpoint)}",
     }

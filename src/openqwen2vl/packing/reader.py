@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,9 @@ from openqwen2vl.packing.index import Index
 
 VALIDATION = "validation"
 """The folder of held-out packs within a folder of packs."""
+
+# Of the files that a process may have open, a folder keeps this part, but a few in any case.
+_PART_OPEN, _LEAST_OPEN = 16, 8
 
 
 @dataclass(frozen=True)
@@ -164,10 +169,25 @@ class PackFolder:
         return PackFolder(folder) if (folder / MANIFEST_NAME).is_file() else None
 
     def _descriptor(self, shard: int) -> int:
-        """Open a shard once in each process; a forked copy's offsets are its parent's affair."""
+        """Open a shard in each process; a forked copy's offsets are its parent's affair.
+
+        Packs come in random order from thousands of shards, more than a process may often have
+        open (1,024), so the least recently used is closed again.
+        """
         if self._files[0] != os.getpid():
             self._files = (os.getpid(), {})
         files = self._files[1]
-        if shard not in files:
-            files[shard] = os.open(self.path / self._index.shards[shard], os.O_RDONLY)
-        return files[shard]
+        descriptor = files.pop(shard, None)
+        if descriptor is None:
+            if len(files) >= _most_open():
+                os.close(files.pop(next(iter(files))))
+            descriptor = os.open(self.path / self._index.shards[shard], os.O_RDONLY)
+        files[shard] = descriptor
+        return descriptor
+
+
+def _most_open() -> int:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(_LEAST_OPEN, allowed // _PART_OPEN)

@@ -17,7 +17,7 @@ from openqwen2vl.training.agreement import require_agreement, weights_sample
 from openqwen2vl.training.loss import batch_losses
 from openqwen2vl.training.loss_choices import choose_losses
 from openqwen2vl.training.metrics import SourceLoss
-from openqwen2vl.training.optim import decayed_names, skip_update
+from openqwen2vl.training.optim import decayed_names, keep_rates, skip_update, told_rates
 from openqwen2vl.training.schedule import Schedule
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
@@ -77,6 +77,7 @@ class MLLMModule(pl.LightningModule):
         self._optim, self._schedule, self._steps = optim, schedule, steps
         self._clip, self._loss, self._seed = clip, loss, seed
         self._decayed = decayed_names(self)
+        self._told: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Compare with the other ranks what is to be done, before anything is sharded or read.
@@ -125,10 +126,16 @@ class MLLMModule(pl.LightningModule):
         optimizer = self._optim(named_parameters=self.named_parameters(), decayed=self._decayed)
         length = self._schedule.length or self._steps
         scheduler = LambdaLR(optimizer, lambda step: self._schedule.factor(step, length))
+        self._told = told_rates(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Take rates and decays from the config: by now a checkpoint has brought its own."""
+        optimizer, scheduler = self.trainer.optimizers[0], self.lr_schedulers()
+        keep_rates(optimizer, cast(LambdaLR, scheduler), self._told)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None

@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from openqwen2vl.formats.errors import ConfigError
 
 # What FSDP and activation checkpointing put into parameter names.
 _WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+# What a config says of a group of parameters; the rate itself is the schedule's.
+_TOLD = ("initial_lr", "betas", "eps", "momentum", "weight_decay")
 
 
 def plain_name(name: str) -> str:
@@ -73,6 +77,30 @@ def adamw(
         eps=eps,
         fused=fused,
     )
+
+
+def told_rates(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Give of each group what a config says of it, once a schedule has noted the peak rates."""
+    return [{key: group[key] for key in _TOLD if key in group} for group in optimizer.param_groups]
+
+
+def keep_rates(
+    optimizer: torch.optim.Optimizer, scheduler: LambdaLR, told: list[dict[str, Any]]
+) -> None:
+    """Go on with the rates and decays of this run's config, whatever a checkpoint brought.
+
+    PyTorch takes them from the checkpoint, so that a run which is resumed with a lower
+    ``optim.lr`` would train on with the old one.
+
+    Args:
+        optimizer: as a checkpoint left it, or new.
+        scheduler: of its rate.
+        told: of `told_rates`, before any checkpoint.
+    """
+    scheduler.base_lrs = [one["initial_lr"] for one in told]
+    for group, one, curve in zip(optimizer.param_groups, told, scheduler.lr_lambdas, strict=True):
+        group.update(one)
+        group["lr"] = one["initial_lr"] * curve(scheduler.last_epoch)
 
 
 def skip_update(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:
