@@ -11,6 +11,7 @@ from rich.table import Table
 from openqwen2vl.commands._pack_progress import make_bar, with_progress
 from openqwen2vl.config import Schema
 from openqwen2vl.engine.chosen import ENGINES, open_engine
+from openqwen2vl.formats.corpora import open_corpus
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.formats.interleaved import InterleavedRules
 from openqwen2vl.formats.tokens import load_tokenizer
@@ -57,8 +58,10 @@ def run(config: DictConfig) -> dict[str, object]:
         The manifest's counts, fill, bound and rejects, and the seconds that it took.
     """
     started = time.perf_counter()
-    tokenizer = load_tokenizer(config.tokenizer)
     source = Path(config.input).expanduser()
+    if not source.is_file():  # a look that costs nothing, before the tokenizer is fetched
+        open_corpus(source)
+    tokenizer = load_tokenizer(config.tokenizer)
     request = PackRequest(
         input=source,
         out=Path(config.out).expanduser(),
