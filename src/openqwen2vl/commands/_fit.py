@@ -282,11 +282,12 @@ def _announce(
     parts = model.trainable_summary()
     grids = [f"{p.grid} ({p.grid**2} tokens) until step {p.stop}" for p in data.order.phases]
     per_step = data.global_batch * data.mixture.documents_per_pack(data.plan[0].grid)
+    ranks = "1 rank" if trainer.world_size == 1 else f"{trainer.world_size} ranks"
     rows = {
         "sources": ", ".join(data.mixture.names),
         "steps": f"{data.order.steps}, from {'the start' if checkpoint is None else checkpoint}",
         "global batch": f"{data.global_batch} packs (about {per_step:.0f} documents) = "
-        f"{trainer.world_size} ranks x {data.micro_batch} x {trainer.accumulate_grad_batches}",
+        f"{ranks} x {data.micro_batch} x {trainer.accumulate_grad_batches}",
         "grid": ", then ".join(grids),
         "pictures": str(data.pictures),
         **{name: f"{p.trainable:,} of {p.total:,} train" for name, p in parts.items()},
