@@ -52,6 +52,20 @@ def test_the_figures_are_those_of_the_manifest(config, capsys):
     assert re.search(r"rejects +none", shown)
 
 
+def test_every_document_read_is_in_one_of_the_figures(config, tmp_path, capsys):
+    write_caption_shard(tmp_path / "ccs" / "00001.tar", 188, seed=1)
+    config.part, config.validation = "0.0:0.7", 0.1
+    config.context = 40  # too short for some
+    figures = run(config)
+    held_out = figures["validation"]
+    rejects = sum(figures["rejects"].values())
+    parts = (figures["documents"], rejects, figures["outside_part"])
+    assert min(*parts, held_out["documents"]) > 0
+    assert figures["documents_read"] == 200
+    assert sum(parts) + held_out["documents"] + held_out["rejects"] == 200
+    assert re.search(rf"validation +{held_out['documents']} documents", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
