@@ -124,7 +124,7 @@ class PackedDataModule(pl.LightningDataModule):
         if (packs is None) == (documents is None):
             raise ConfigError(
                 f"data.global_batch is {packs} and data.documents_per_step {documents}; "
-                "give exactly one of them"
+                "give exactly one of them; data.documents_per_step=null lets go of a stage's"
             )
         if packs is not None:
             return packs

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,10 +21,11 @@ from openqwen2vl.commands._doctor_data import (
     speed_finding,
 )
 from openqwen2vl.commands._doctor_finding import Finding, Level
-from openqwen2vl.commands.doctor import SCHEMA
+from openqwen2vl.commands.doctor import SCHEMA, _show
 from openqwen2vl.config import check
 
 GREEN, YELLOW, RED = Level.GREEN, Level.YELLOW, Level.RED
+TODO = "three checkpoints take 56 GB: free some, or callbacks.checkpoints.keep=1"
 SMALL = ("doctor", "read_bytes=1e6", "json=true")
 
 
@@ -98,8 +101,40 @@ def test_offline_flags_matter_for_what_is_not_here(
     assert "llm.path=DIR" in gone.todo
     for flag in software._OFFLINE:
         monkeypatch.setenv(flag, "0")
+    asked: list[str] = []
+    monkeypatch.setattr(software, "hub_fault", lambda name: asked.append(name) or "")
     flags, _, gone = software.hub_findings(["a/here", "a/gone"], tmp_path)
-    assert (flags.found, gone.level) == ("none set", GREEN)
+    assert (flags.found, gone.level, asked) == ("none set", GREEN, ["a/gone"])
+
+
+def test_a_hub_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for flag in software._OFFLINE:
+        monkeypatch.setenv(flag, "0")
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # 501 to whatever is asked
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(software, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    _, answered = software.hub_findings(["a/gone"], tmp_path)
+    server.shutdown()
+    server.server_close()
+    _, refused = software.hub_findings(["a/gone"], tmp_path)
+    monkeypatch.setattr(software, "ENDPOINT", "no address")
+    _, wrong = software.hub_findings(["a/gone"], tmp_path)
+    assert {one.level for one in (answered, refused, wrong)} == {YELLOW}
+    assert "does not give it without a login (501 " in answered.found
+    assert "cannot be reached (" in refused.found
+    assert "llm.path=DIR" in refused.todo
+
+
+def test_the_key_to_type_is_whole_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = "timm/ViT-SO400M-14-SigLIP-384"
+    _show([Finding("space", YELLOW, "34 GB", TODO), Finding(long, GREEN, "in /root/" + "x" * 90)])
+    shown = capsys.readouterr().out
+    assert "callbacks.checkpoints.keep=1" in shown
+    assert long in shown
+    assert shown.count("x") == 90
 
 
 @pytest.mark.parametrize(("found", "level"), [(-1, GREEN), (4096, GREEN), (1024, YELLOW)])

@@ -129,7 +129,7 @@ def test_a_mixture_that_names_a_folder_without_packs_is_refused(
 ) -> None:
     told = call_train(f"+mixture.sources.gone.packs={tmp_path}/nowhere")
     assert_one_message(told, f"no manifest.json in {tmp_path}/nowhere")
-    assert not (tmp_path / "run" / "metrics.csv").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_does_not_divide_is_answered_with_the_nearest(call_train: Run) -> None:
@@ -148,6 +148,14 @@ def test_a_run_ends_with_one_line_of_json_and_is_not_started_twice(
     assert_one_message(
         call_train(), f"{tmp_path}/run holds a run already", "resume=last", "name=OTHER"
     )
+    ledger = tmp_path / "run" / "corrupt-rank0.jsonl"
+    ledger.write_text('{"step": 1, "uid": "one"}\n' * 2 + '{"step": 2, "uid": "two"}\n')
+    code, out, err = call_train("resume=auto")
+    assert code == 0, err
+    assert "run was at step 2 of 2 already: nothing was left to train" in out
+    assert f"finished at step 2 of 2, loss {figures['loss']:.5g}: " in out
+    assert "2 pictures could not be read" in out
+    assert str(ledger) in out
 
 
 @pytest.mark.slow

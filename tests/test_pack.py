@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from rich.progress import TimeRemainingColumn
+from support.runs import assert_one_message
 from support.shards import tiny_tokenizer, write_caption_shard
 
 from openqwen2vl import conf
@@ -51,6 +52,20 @@ def test_the_figures_are_those_of_the_manifest(config, capsys):
     assert re.search(r"rejects +none", shown)
 
 
+def test_every_document_read_is_in_one_of_the_figures(config, tmp_path, capsys):
+    write_caption_shard(tmp_path / "ccs" / "00001.tar", 188, seed=1)
+    config.part, config.validation = "0.0:0.7", 0.1
+    config.context = 40  # too short for some
+    figures = run(config)
+    held_out = figures["validation"]
+    rejects = sum(figures["rejects"].values())
+    parts = (figures["documents"], rejects, figures["outside_part"])
+    assert min(*parts, held_out["documents"]) > 0
+    assert figures["documents_read"] == 200
+    assert sum(parts) + held_out["documents"] + held_out["rejects"] == 200
+    assert re.search(rf"validation +{held_out['documents']} documents", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -66,6 +81,26 @@ def test_a_users_mistake_is_one_sentence(config, key, value, message):
     config[key] = value
     with pytest.raises(UserError, match=message):
         run(config)
+
+
+def test_a_wrong_input_is_told_before_a_wrong_tokenizer(config):
+    config.input, config.tokenizer = "/nope", "./nope"
+    with pytest.raises(UserError, match="no folder /nope"):
+        run(config)
+
+
+def test_a_hub_that_is_out_of_reach_is_asked_once_and_told_in_one_message(config, tmp_path):
+    away = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    words = [f"{key}={config[key]}" for key in ("input", "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "openqwen2vl", "pack", *words, "tokenizer=tokenizer"],
+        env=os.environ | away,
+        capture_output=True,
+        text=True,
+        timeout=20,  # six requests, each a while after the last, take 30 s
+    )
+    assert_one_message((done.returncode, done.stdout, done.stderr), "no tokenizer 'tokenizer'")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,31 @@ def test_one_that_only_looks_for_a_moment_keeps_no_run_from_starting(
     assert RunFolder(tmp_path).written()
 
 
+def test_a_folder_in_which_nothing_was_written_is_forgotten(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.lock()
+    run.forget()
+    assert not run.path.exists()
+    run.lock()
+    (run.path / "config.json").touch()
+    run.forget()
+    assert RunFolder(run.path).written()
+
+
+def test_a_lock_whose_owner_forgot_it_in_that_moment_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = (RunFolder(tmp_path / "run") for _ in range(3))
+    first.lock()
+    # The second opens the file, waits, and gets the lock as the first removes the file.
+    clock = SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: first.forget())
+    monkeypatch.setattr("openqwen2vl.training.run_folder.time", clock)
+    second.lock()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="another process"):
+        third.lock()
+
+
 def test_a_file_system_without_locks_is_told_by_a_run_and_says_nothing_to_a_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

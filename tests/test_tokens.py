@@ -95,12 +95,14 @@ def test_a_folder_without_a_tokenizer_is_told(tmp_path):
 
 
 def test_an_unreachable_hub_is_told_in_one_sentence(monkeypatch):
-    def unreachable(name, file, local_files_only=False):
-        if local_files_only:
-            raise tokens.LocalEntryNotFoundError("not cached")
-        raise OSError("no route to host")
+    def fail(error):
+        def ask(name, *rest, **named):
+            raise error("no route to host")
 
-    monkeypatch.setattr(tokens, "hf_hub_download", unreachable)
+        return ask
+
+    monkeypatch.setattr(tokens, "hf_hub_download", fail(tokens.LocalEntryNotFoundError))
+    monkeypatch.setattr(tokens, "snapshot_download", fail(OSError))
     with pytest.raises(UserError, match=r"no tokenizer 'some/model': .* give its folder"):
         load_tokenizer("some/model")
 

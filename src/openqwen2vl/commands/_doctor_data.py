@@ -42,7 +42,8 @@ def pack_findings(folders: Sequence[Path], sample: int) -> Iterator[Finding]:
             yield graded(name, "; ".join(faults), red="pack again")
         else:
             count = len(folder.manifest.shards)
-            yield graded(name, f"{len(folder):,} packs in {count} shards, {sample} hashed at most")
+            shards = "1 shard" if count == 1 else f"{count:,} shards"
+            yield graded(name, f"{len(folder):,} packs in {shards}, {min(sample, count)} hashed")
 
 
 def _damaged(folder: PackFolder, sample: int) -> list[str]:

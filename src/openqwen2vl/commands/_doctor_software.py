@@ -6,15 +6,18 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 from openqwen2vl.commands._doctor_finding import Finding, graded
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+_PATIENCE = 5.0  # seconds; a machine without a network often drops what it is asked
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
@@ -74,15 +77,34 @@ def _operators() -> bool:
 
 
 def hub_findings(names: Sequence[str], cache: Path) -> Iterator[Finding]:
-    """Tell for each model whether it lies on this machine or may be fetched."""
+    """Tell for each model whether it lies on this machine or can be fetched."""
     flags = [flag for flag in _OFFLINE if os.environ.get(flag, "").upper() in _TRUE]
     yield graded("offline flags", ", ".join(flags) or "none set")
+    folders = "give a folder: llm.path=DIR, vision.weights=FILE"
     for name in names:
         folder = cache / f"models--{name.replace('/', '--')}" / "snapshots"
         if folder.is_dir() and any(folder.iterdir()):
             yield graded(name, f"in {cache}")
         elif flags:
-            todo = f"unset {flags[0]} once, or give a folder: llm.path=DIR, vision.weights=FILE"
+            todo = f"unset {flags[0]} once, or {folders}"
             yield graded(name, f"not in {cache}, and {flags[0]} forbids to fetch it", yellow=todo)
+        elif fault := hub_fault(name):
+            todo = f"fetch it where there is a network, and {folders}"
+            yield graded(name, f"not in {cache}, and {ENDPOINT} {fault}", yellow=todo)
         else:
             yield graded(name, f"not in {cache}; a run fetches it")
+
+
+def hub_fault(name: str) -> str:
+    """Ask the hub once whether it has a model for everybody; say what is wrong, or nothing.
+
+    Not through the hub's own client, which asks again and again where there is no network.
+    """
+    try:
+        asked = Request(f"{ENDPOINT}/api/models/{name}", method="HEAD")
+        with urlopen(asked, timeout=_PATIENCE):
+            return ""
+    except HTTPError as error:
+        return f"does not give it without a login ({error.code} {error.reason})"
+    except (OSError, ValueError) as error:
+        return f"cannot be reached ({getattr(error, 'reason', error)})"

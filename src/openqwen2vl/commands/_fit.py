@@ -8,9 +8,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from openqwen2vl.commands._assemble import (
     build_model,
@@ -18,6 +15,7 @@ from openqwen2vl.commands._assemble import (
     check_text,
 )
 from openqwen2vl.commands._facts import run_facts, shared_facts
+from openqwen2vl.commands._run_words import announce, tell_end
 from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.packing.budget import accumulation
@@ -76,6 +74,32 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
     folder = RunFolder(Path(config.run_dir))
     if rank() == 0:
         folder.lock()
+    try:
+        checkpoint, data, module, trainer = _assembled(config, processes, folder)
+    except BaseException:
+        folder.forget()
+        raise
+    if rank() == 0:
+        folder.write_json("config.json", OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        announce(config.stage, folder, data, module.model, trainer, checkpoint)
+    trainer.fit(
+        module,
+        datamodule=cast(pl.LightningDataModule, data),
+        ckpt_path=checkpoint,
+        weights_only=True,
+    )
+    figures: dict[str, object] = {}
+    if rank() == 0:
+        figures = _figures(folder)
+        tell_end(folder, figures)
+    leave(0)
+    return figures
+
+
+def _assembled(
+    config: DictConfig, processes: int, folder: RunFolder
+) -> tuple[Path | None, PackedData, MLLMModule, pl.Trainer]:
+    """Put together what a run needs, and find most of the user's mistakes; nothing is written."""
     checkpoint = folder.checkpoint(config.resume)
     data = _data(config)
     facts = None if checkpoint is None else resumable(checkpoint, config, data)
@@ -91,27 +115,7 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
     if backend != "none":
         model.compile(backend)
     module = _module(config, data, model, facts, checkpoint)
-    trainer = _trainer(config, data, processes, folder, checkpoint)
-    if rank() == 0:
-        _announce(config, folder, data, model, trainer, checkpoint)
-    trainer.fit(
-        module,
-        datamodule=cast(pl.LightningDataModule, data),
-        ckpt_path=checkpoint,
-        weights_only=True,
-    )
-    figures: dict[str, object] = {}
-    if rank() == 0:
-        figures = _figures(folder)
-        Console().print(
-            f"{figures['state']} at step {figures['step']} of {figures['steps']}, loss "
-            f"{figures['loss']}: {figures['checkpoint']}",
-            soft_wrap=True,
-            markup=False,  # a folder's name may hold brackets
-            highlight=False,
-        )
-    leave(0)
-    return figures
+    return checkpoint, data, module, _trainer(config, data, processes, folder, checkpoint)
 
 
 def _figures(folder: RunFolder) -> dict[str, object]:
@@ -238,32 +242,3 @@ def _compiler(config: DictConfig) -> str:
 
 def _on_gpu(config: DictConfig) -> bool:
     return config.trainer.accelerator != "cpu" and torch.cuda.is_available()
-
-
-def _announce(
-    config: DictConfig,
-    folder: RunFolder,
-    data: PackedData,
-    model: MLLM,
-    trainer: pl.Trainer,
-    checkpoint: Path | None,
-) -> None:
-    """Write the config beside the run and say what will happen."""
-    folder.write_json("config.json", OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    title = Text(f"{config.stage} -> {folder.path}")
-    table = Table(title=title, title_justify="left", box=None)
-    parts = model.trainable_summary()
-    grids = [f"{p.grid} ({p.grid**2} tokens) until step {p.stop}" for p in data.order.phases]
-    per_step = data.global_batch * data.mixture.documents_per_pack(data.plan[0].grid)
-    rows = {
-        "sources": ", ".join(data.mixture.names),
-        "steps": f"{data.order.steps}, from {'the start' if checkpoint is None else checkpoint}",
-        "global batch": f"{data.global_batch} packs (about {per_step:.0f} documents) = "
-        f"{trainer.world_size} ranks x {data.micro_batch} x {trainer.accumulate_grad_batches}",
-        "grid": ", then ".join(grids),
-        "pictures": str(data.pictures),
-        **{name: f"{p.trainable:,} of {p.total:,} train" for name, p in parts.items()},
-    }
-    for key, value in rows.items():
-        table.add_row(key, Text(value))
-    Console().print(table)

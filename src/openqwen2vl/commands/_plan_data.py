@@ -94,7 +94,7 @@ def _described(config: DictConfig) -> Planned:
     if (size is None) == (documents is None):
         raise ConfigError(
             f"data.global_batch is {size} and data.documents_per_step {documents}; "
-            "give exactly one of them"
+            "give exactly one of them; data.documents_per_step=null lets go of a stage's"
         )
     batch: int = packs_per_step(data, plan, documents) if size is None else size
     loads = described_loads(data, plan, Budget(**config.budget), batch, config.attention.isolate)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from openqwen2vl.commands._doctor_data import disk_findings, pack_findings
@@ -26,6 +27,7 @@ TYPES = {
     "json": bool,
 }
 SCHEMA = Schema(keys=frozenset([*TYPES, "packs", "hub"]), types=TYPES)
+_WIDEST_KEY = 40
 _STYLES = {Level.GREEN: "green", Level.YELLOW: "yellow", Level.RED: "bold red"}
 
 
@@ -67,8 +69,14 @@ def _figures(found: list[Finding]) -> dict[str, object]:
 
 
 def _show(found: list[Finding]) -> None:
-    table = Table("", "check", "found", "what to do", box=None)
+    """Print a row each; what to do stands below what was found, so that a key to type fits."""
+    table = Table(box=None)
+    table.add_column("", no_wrap=True)
+    table.add_column("check", overflow="fold")
+    table.add_column("found, and what to do", overflow="fold", min_width=_WIDEST_KEY)
     for one in found:
         style = _STYLES[one.level]
-        table.add_row(f"[{style}]{one.level.value}[/]", one.name, one.found, one.todo)
+        table.add_row(f"[{style}]{one.level.value}[/]", escape(one.name), escape(one.found))
+        if one.todo:
+            table.add_row("", "", f"[bold]-> {escape(one.todo)}[/]")
     Console().print(table)

@@ -1,18 +1,18 @@
 """Lay raw shards into packs of one context length: packed shards, an index and a manifest."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
+from openqwen2vl.commands._pack_figures import pack_figures, show_figures
 from openqwen2vl.commands._pack_progress import make_bar, with_progress
 from openqwen2vl.config import Schema
 from openqwen2vl.engine.chosen import ENGINES, open_engine
+from openqwen2vl.formats.corpora import open_corpus
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.formats.interleaved import InterleavedRules
+from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing.packers import PACKERS
 from openqwen2vl.packing.plan import Selection, parse_part
@@ -54,11 +54,13 @@ def run(config: DictConfig) -> dict[str, object]:
     """Pack a corpus and print what came of it.
 
     Returns:
-        The manifest's counts, fill, bound and rejects, and the seconds that it took.
+        What ``pack_figures`` gives, and the seconds that it took.
     """
     started = time.perf_counter()
-    tokenizer = load_tokenizer(config.tokenizer)
     source = Path(config.input).expanduser()
+    if not source.is_file():  # a look that costs nothing, before the tokenizer is fetched
+        open_corpus(source)
+    tokenizer = load_tokenizer(config.tokenizer)
     request = PackRequest(
         input=source,
         out=Path(config.out).expanduser(),
@@ -77,33 +79,7 @@ def run(config: DictConfig) -> dict[str, object]:
     )
     with make_bar() as bar, open_engine(config.engine, config.workers) as engine:
         manifest = pack_folder(request, tokenizer, with_progress(bar, engine, config.context))
-    names = (
-        "fill",
-        "lower_bound",
-        "image_lower_bound",
-        "packers",
-        "rejects",
-        "outside_part",
-        "shortened",
-    )
-    figures = asdict(manifest.counts) | {name: getattr(manifest, name) for name in names}
-    table = Table(
-        title=f"{source.name} -> {request.out}", title_justify="left", show_header=False, box=None
-    )
-    for name, value in figures.items():
-        if value is not None:
-            table.add_row(name.replace("_", " "), _short(value))
-    Console().print(table)
+    held_out = Manifest.load(request.out / "validation") if request.selection.validation else None
+    figures = pack_figures(manifest, held_out)
+    show_figures(f"{source.name} -> {request.out}", figures)
     return {**figures, "seconds": time.perf_counter() - started}
-
-
-def _counted(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in numbers.items())
-
-
-def _short(value: object) -> str:
-    if isinstance(value, dict):
-        return _counted(value) or "none"
-    if isinstance(value, float):
-        return f"{value:.2%}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -86,15 +85,15 @@ def _from_hub(name: str) -> Path:
     except ValueError as error:
         raise UserError(f"'{name}' is neither a folder nor a name on the hub ({error})") from error
     try:
-        found = hf_hub_download(name, "tokenizer.json")
+        # Asks once: hf_hub_download asks six times, for 30 s, where there is no network. The
+        # second file holds the chat template; ours do not come from it.
+        found = snapshot_download(name, allow_patterns=["tokenizer.json", "tokenizer_config.json"])
     except (OSError, ValueError) as error:
         raise UserError(
             f"no tokenizer '{name}': there is no such folder, and the Hugging Face hub does not "
             "have it or cannot be reached; download it elsewhere and give its folder"
         ) from error
-    with suppress(OSError, ValueError):  # holds the chat template; ours do not come from it
-        hf_hub_download(name, "tokenizer_config.json")
-    return Path(found).parent
+    return Path(found)
 
 
 def _add_missing(tokenizer: PreTrainedTokenizerFast) -> None:

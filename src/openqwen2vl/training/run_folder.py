@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,7 @@ from openqwen2vl.formats.files import atomic_file
 from openqwen2vl.training.checkpoint import checkpoints
 
 FRESH, AUTO, LAST = None, "auto", "last"
+_LOCK = ".lock"
 _PATIENCE = 1.0  # seconds in which one that only looks (`RunFolder.written`) has let go
 
 
@@ -37,10 +39,19 @@ class RunFolder:
         Raises:
             UserError: another process is writing, or the file system knows no locks.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("a+b")
+        while self._lock is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # the folder went, as ``forget`` says
+                self._lock = self._locked((self.path / _LOCK).open("a+b"))
+
+    def _locked(self, lock: BinaryIO) -> BinaryIO | None:
+        """Lock an open file; ``None`` when its owner forgot it meanwhile, so that it guards nothing."""
         try:
             _take(lock)
+            if os.path.samestat(os.fstat(lock.fileno()), (self.path / _LOCK).stat()):
+                return lock
+        except FileNotFoundError:
+            pass
         except BlockingIOError as error:
             lock.close()
             raise UserError(
@@ -53,14 +64,28 @@ class RunFolder:
                 f"{self.path} cannot be locked ({error}), so two runs could write to it; choose a "
                 "run_dir= on a file system with locks"
             ) from error
-        self._lock = lock
+        lock.close()
+        return None
+
+    def forget(self) -> None:
+        """Remove the folder again when this process locked it and nothing else lies in it.
+
+        So a run that was refused before it wrote anything leaves nothing behind.
+        """
+        if self._lock is None or [path.name for path in self.path.iterdir()] != [_LOCK]:
+            return
+        (self.path / _LOCK).unlink()
+        with suppress(OSError):  # another run took the folder in this very moment
+            self.path.rmdir()
+        self._lock.close()
+        self._lock = None
 
     def written(self) -> bool:
         """Tell whether a process writes to the folder: a run that says so may have been killed.
 
         Where locks cannot be asked for, no process is known to.
         """
-        path = self.path / ".lock"
+        path = self.path / _LOCK
         if not path.is_file():
             return False
         try:
