@@ -1,6 +1,7 @@
 """One row of figures per optimizer step, to every logger, before the step's checkpoint."""
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.training.metrics import sum_over_ranks
 from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.stream import packed_data
@@ -42,17 +43,21 @@ class StepMetrics(pl.Callback):
 
     Args:
         every_n_steps: rows written at a time on a GPU; on a CPU, where nothing waits, it is 1.
+        most_lost: steps in a row without a finite gradient that the run puts up with. They change
+            no weight, so nothing would ever end them.
 
     Raises:
         ConfigError: a number below 1.
     """
 
-    def __init__(self, every_n_steps: int = 10) -> None:
-        if every_n_steps < 1:
+    def __init__(self, every_n_steps: int = 10, most_lost: int = 50) -> None:
+        if every_n_steps < 1 or most_lost < 1:
             raise ConfigError(
-                f"callbacks.metrics.every_n_steps is {every_n_steps}; expected 1 or more"
+                f"callbacks.metrics.every_n_steps is {every_n_steps} and most_lost {most_lost}; "
+                "expected 1 or more"
             )
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.most_lost = every_n_steps, most_lost
+        self._lost = 0
         self._lr = 0.0
         self._steps: list[_Step] = []
 
@@ -73,7 +78,11 @@ class StepMetrics(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Sum the loss over ranks and keep the row, or write those that wait."""
+        """Sum the loss over ranks and keep the row, or write those that wait.
+
+        Raises:
+            UserError: too many steps in a row had no finite gradient.
+        """
         if not ends_step(trainer, batch_idx):
             return
         assert isinstance(pl_module, MLLMModule)
@@ -93,6 +102,13 @@ class StepMetrics(pl.Callback):
         at_a_time = self.every_n_steps if _runs_behind(sums.device) else 1
         if number % at_a_time == 0 or number == trainer.max_steps:
             self._write(trainer, pl_module)
+            # The norm is that of all ranks, so all leave together, and before a checkpoint.
+            if self._lost > self.most_lost:
+                raise UserError(
+                    f"{self._lost} steps in a row up to step {number} had no finite gradient and "
+                    f"changed no weight, callbacks.metrics.most_lost is {self.most_lost}; resume "
+                    "from a checkpoint before them, on other GPUs or with a lower optim.lr"
+                )
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -116,6 +132,7 @@ class StepMetrics(pl.Callback):
         for step, (sums, figures) in zip(steps, _fetch(steps), strict=True):
             row = _row(step, sums, figures, module.sources)
             module.last_row = row
+            self._lost = 0 if math.isfinite(row["grad_norm"]) else self._lost + 1
             if row["skipped"]:
                 log.warning(
                     "step %d changed no weight: its gradient's norm is %s",

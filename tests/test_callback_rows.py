@@ -11,7 +11,7 @@ from openqwen2vl.callbacks import throughput as throughput_module
 from openqwen2vl.callbacks.record import RunRecord
 from openqwen2vl.callbacks.steps import StepMetrics
 from openqwen2vl.callbacks.throughput import Throughput
-from openqwen2vl.formats.errors import ConfigError
+from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.training.module import MLLMModule
 
 
@@ -64,6 +64,16 @@ class TestStepMetrics:
             "target_tokens/blue": 0,
             "corrupt": 7,
         }
+
+    def test_a_run_that_learns_nothing_more_ends(self, tmp_path: Path, module: MLLMModule) -> None:
+        data = SimpleNamespace(global_batch=8, contents=lambda step: {})
+        trainer = FakeTrainer(tmp_path, datamodule=data, max_steps=99)
+        metrics = StepMetrics(most_lost=3)
+        for norm, steps in ((torch.nan, 3), (0.5, 1), (torch.inf, 3)):
+            module.grad_norm = torch.tensor(norm)
+            trainer.steps(metrics, module, steps, grid=3)
+        with pytest.raises(UserError, match="4 steps in a row up to step 8 had no finite"):
+            trainer.steps(metrics, module, 1, grid=3)
 
     def test_nothing_of_a_step_leaks_into_the_next(
         self, tmp_path: Path, module: MLLMModule
