@@ -123,7 +123,7 @@ def test_a_conversation_is_shown_without_its_template_and_what_is_left_out_is_to
     shown = out.split("step 1: ")[0]
     assert [shown.count(f"  {first}") for first in ("What color is the ", "->")] == [3, 0]
     assert shown.count("? -> It is ") >= 3
-    assert "helpful assistant" not in shown
+    assert "helpful assistant" not in shown + Path(figures["page"]).read_text()
     assert figures["documents"][0]["text"].startswith("system\nYou are a helpful assistant.")
     assert "step 1: loss 0.32942, grid 3\n" in out
     total = len(figures["documents"])
