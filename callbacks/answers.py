@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Sequence
 from hashlib import sha256
-from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.files import atomic_file
+from openqwen2vl.formats.said import said_turns
 from openqwen2vl.formats.tokens import (
     SpecialTokens,
     load_tokenizer,
@@ -130,14 +130,7 @@ def _question(
     tokenizer: PreTrainedTokenizerFast, special: SpecialTokens, ids: Sequence[int]
 ) -> str:
     """Give what the user says in a prompt; one without turns as it is."""
-    starts = [place for place, one in enumerate(ids) if one == special.im_start]
-    said = []
-    for first, last in pairwise([*starts, len(ids)]):
-        # Some templates open the answer right behind the end of the user's turn.
-        turn = takewhile(lambda one: one != special.im_end, ids[first:last])
-        role, _, text = _text(tokenizer, list(turn)).partition("\n")
-        if role == "user":
-            said.append(text.strip())
+    said = [text for role, text in said_turns(ids, tokenizer, special) if role == "user"]
     return "\n".join(said) or _text(tokenizer, list(ids))
 
 

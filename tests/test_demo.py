@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from openqwen2vl.commands import demo as command
-from openqwen2vl.commands._demo import QUESTIONS, Demo
+from openqwen2vl.commands._demo import QUESTIONS, STAGES, Demo
 from openqwen2vl.commands._demo_report import build_page, losses, scores
 from openqwen2vl.evaluation.choices import Item, Judged
 from openqwen2vl.formats.manifest import Manifest
@@ -103,6 +103,14 @@ def test_overwriting_removes_what_a_demo_makes_and_nothing_else(call, tmp_path, 
     with pytest.raises(StoppedError):
         call("demo", f"out={out}", "overwrite=true")
     assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_a_stage_says_that_it_begins_before_it_does_anything(tmp_path, capsys):
+    made = Demo(type("Config", (), {"out": str(tmp_path)}))
+    for number, (stage, words) in enumerate(STAGES.items(), 1):
+        with made.timed(stage):
+            assert capsys.readouterr().out == f"demo, {number} of 5: {words}\n"
+    assert list(made.seconds) == list(STAGES)
 
 
 def test_a_misspelt_corpus_key_is_named(call, tmp_path):

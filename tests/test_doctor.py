@@ -110,6 +110,7 @@ def test_offline_flags_matter_for_what_is_not_here(
 def test_a_hub_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for flag in software._OFFLINE:
         monkeypatch.setenv(flag, "0")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # 501 to whatever is asked
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(software, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")

@@ -189,6 +189,12 @@ def test_the_command_writes_the_page_and_ends_with_json(
     assert (figures["shown"], figures["page"]) == (min(2, len(folder)), str(out))
     assert out.read_text().startswith("<!doctype html>")
     assert "tokens of a document" in told[1]
+    words = ("inspect", f"packs={folder.path}", f"out={out}", "count=1")
+    out.write_text("something else")
+    assert_one_message(call(*words), f"{out} exists; set overwrite=true, or give another out=")
+    assert out.read_text() == "something else"
+    assert call(*words, "overwrite=true")[0] == 0
+    assert out.read_text().startswith("<!doctype html>")
 
 
 def test_mistakes_are_told(folder: PackFolder, call: Run, tmp_path: Path) -> None:

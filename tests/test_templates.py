@@ -6,6 +6,7 @@ from tokenizers import AddedToken
 
 from openqwen2vl.formats.documents import IMAGE, Document, Turn
 from openqwen2vl.formats.errors import ConfigError, UserError
+from openqwen2vl.formats.said import said_turns
 from openqwen2vl.formats.templates import (
     TEMPLATES,
     encode_document,
@@ -232,3 +233,16 @@ def test_an_unknown_template_is_told_with_those_there_are():
         ConfigError, match="template is 'chatml'; there are open_qwen2vl_v1, open_qwen2vl_v2"
     ):
         template("chatml")
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_what_is_said_reads_back_without_the_template(name):
+    turns = [("user", "is it\nred?"), ("assistant", "no"), ("user", "blue?"), ("assistant", "yes")]
+    made = document(*(Turn(role, (text,)) for role, text in turns))
+    ids = encode_document(made, TOKENIZER, TEMPLATES[name]).ids
+    (system, _), *said = said_turns(ids, TOKENIZER, SPECIAL)
+    assert (system, said) == ("system", turns)
+    assert (
+        list(said_turns(encode_document(caption("a dog"), TOKENIZER, QWEN).ids, TOKENIZER, SPECIAL))
+        == []
+    )

@@ -10,7 +10,7 @@ import torch
 from support.models import tiny_mllm
 from support.runs import PackedCorpora, Run, assert_one_message, train
 
-from openqwen2vl.commands import _trace_run
+from openqwen2vl.commands import _trace_run, trace
 from openqwen2vl.data_modules.packed import PackedDataModule
 from openqwen2vl.formats import decoders
 from openqwen2vl.formats.errors import CheckpointError
@@ -55,11 +55,13 @@ def test_a_picture_that_cannot_be_decoded_leaves_its_document_without_a_loss(
     assert all(loss is not None for number, loss in enumerate(losses) if number != 1)
 
 
-def a_run(corpora: PackedCorpora, path: Path, decoder: str, library: str) -> Path:
+def a_run(
+    corpora: PackedCorpora, path: Path, decoder: str, library: str, source: str = "red"
+) -> Path:
     """The folder of a run that recorded how it read pictures; its checkpoint has no weights."""
     data = {
         "_target_": "openqwen2vl.data_modules.packed.PackedDataModule",
-        "mixture": {"sources": {"red": {"packs": [str(corpora.packs("red", 3))]}}},
+        "mixture": {"sources": {source: {"packs": [str(corpora.packs(source, 3))]}}},
         "resolution": {"plan": [{"grid": 3, "until": 1.0}]},
         "budget": {"steps": 4},
         "global_batch": 2,
@@ -106,6 +108,26 @@ def test_losses_are_by_the_pixels_that_the_run_had(
     assert found
     with pytest.raises(CheckpointError, match=r"simplejpeg, which is not installed.*loss=false"):
         run.judge(found, 3)
+
+
+def test_a_conversation_is_shown_without_its_template_and_what_is_left_out_is_told(
+    corpora: PackedCorpora, call: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(corpora, tmp_path / "run", "auto", "pillow", source="text")
+    (run / "metrics.csv").write_text("step,loss,grid\n1,0.3294219262529128,3\n")
+    monkeypatch.setattr(trace, "_SHOWN", 3)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = call("trace", f"run={run}", "step=1", "count=4", "json=true")
+    assert code == 0, err
+    figures = json.loads(out.splitlines()[-1])
+    shown = out.split("step 1: ")[0]
+    assert [shown.count(f"  {first}") for first in ("What color is the ", "->")] == [3, 0]
+    assert shown.count("? -> It is ") >= 3
+    assert "helpful assistant" not in shown + Path(figures["page"]).read_text()
+    assert figures["documents"][0]["text"].startswith("system\nYou are a helpful assistant.")
+    assert "step 1: loss 0.32942, grid 3\n" in out
+    total = len(figures["documents"])
+    assert f"{total} documents, {total - 3} of them not shown above, the first 4 on the page" in out
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from support.runs import Run, assert_one_message
 from support.shards import tiny_tokenizer, write_caption_shard, write_tar
 from support.verified import make, rewrite_manifest, told
 
+from openqwen2vl.engine import local
 from openqwen2vl.engine.local import map_shards
 from openqwen2vl.formats.errors import UserError
 from openqwen2vl.formats.manifest import Manifest
@@ -66,6 +67,8 @@ def test_parts_are_proven_together_and_one_alone_leaves_the_rest_outside(
     assert told(both) == ""
     assert both.outside == 0
     assert both.packed + both.rejected.total() == both.documents == 67
+    held_out = Manifest.load(parts[0.0, 0.6] / "validation").counts.documents
+    assert both.validation_again == held_out > 0
     one = verify(VerifyRequest(input=made.raw, packs=(parts[0.0, 0.6],)))
     assert told(one) == ""
     assert one.outside == Manifest.load(parts[0.0, 0.6]).outside_part > 0
@@ -103,10 +106,34 @@ def test_the_command_ends_with_json_and_faults_have_exit_code_2(
     assert_one_message((code, out, err), "1 fault (1 manifest)", "the manifest says 9")
 
 
-def test_parts_are_given_as_a_list(made: SimpleNamespace, call: Run) -> None:
-    code, out, _ = call("verify", f"input={made.raw}", f"packs=[{made.packs}]", "workers=1")
+def test_parts_are_given_as_a_list_and_few_documents_start_no_processes(
+    made: SimpleNamespace, call: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("verify", f"input={made.raw}", f"packs=[{made.packs}]")
+    monkeypatch.setattr(local, "_pooled", lambda *_: pytest.fail("a process was started"))
+    code, out, _ = call(*words)
     assert code == 0
     assert "67" in out
+    assert "validation" not in out
+    monkeypatch.setattr(local, "_pooled", lambda function, items, *_: map(function, items))
+    monkeypatch.setattr("openqwen2vl.commands.verify._FEW_DOCUMENTS", 10)
+    monkeypatch.setattr("openqwen2vl.commands.verify.os.sched_getaffinity", lambda _: {0, 1})
+    code, _, err = call(*words)
+    assert code == 0
+    assert "take census: 4 to do" in err
+
+
+def test_validation_that_all_parts_hold_is_told(
+    made: SimpleNamespace, call: Run, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "low", tmp_path / "high"]
+    for part, folder in zip(((0.0, 0.5), (0.5, 1.0)), folders, strict=True):
+        pack(made.raw, folder, made.tokenizer, selection=Selection(part, validation=0.2))
+    packs = ",".join(map(str, folders))
+    code, out, err = call("verify", f"input={made.raw}", f"packs=[{packs}]", "json=true")
+    assert code == 0, err
+    again = json.loads(out.splitlines()[-1])["validation_again"]
+    assert f" {again} documents are packed again: the folders of all parts hold" in out
 
 
 def test_web_pages_that_choose_their_images_pass(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from openqwen2vl.commands._assemble import build_model
 from openqwen2vl.corpus.build import CAPTION_SOURCES, CONVERSATION_SOURCE, CorpusSpec, build_corpus
@@ -30,6 +31,13 @@ from openqwen2vl.training.checkpoint import newest, read_facts
 
 LOW, HIGH = 3, 6
 TEMPLATE = "qwen2_5"
+STAGES = {
+    "corpus": "draw the corpus and the questions",
+    "pack": "train the tokenizer and pack each source",
+    "pretrain": "pre-train",
+    "sft": "fine-tune",
+    "answer": "let the model before, between and after training answer the questions",
+}
 QUESTIONS = ("multiple_choice", "yesno")
 
 
@@ -51,7 +59,10 @@ class Demo:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Record how long a stage takes."""
+        """Say that a stage begins and record how long it takes."""
+        number = list(STAGES).index(stage) + 1
+        said = f"demo, {number} of {len(STAGES)}: {STAGES[stage]}"
+        Console().print(said, highlight=False, soft_wrap=True)
         started = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - started

@@ -44,7 +44,7 @@ def build_page(
 def _tile(one: Found) -> Tile:
     record = one.traced.record
     lines = [(f"loss {one.loss:.3f}", "big")] if one.loss is not None else []
-    lines.append((one.text[:400] or "(no text)", ""))
+    lines.append((one.said[:400] or "(no text)", ""))
     lines.append((f"{one.traced.source} / {record['shard']} / {record['key']}", "soft"))
     lines.append((f"uid {record['uid']}", "soft"))
     lines.append((f"pack {one.traced.pack.pack}, {one.tokens:,} tokens", "soft"))

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.formats.errors import CheckpointError, ConfigError
+from openqwen2vl.formats.said import said_turns
 from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing.order import Phase
 from openqwen2vl.packing.provenance import Traced, trace_step
@@ -28,6 +29,7 @@ class Found:
     Attributes:
         traced: where it came from.
         text: its tokens as text, images marked.
+        said: the text of a conversation without the template around it; else ``text``.
         pictures: its images' bytes.
         tokens: with its visual tokens.
         loss: mean over its targets; None where it was not asked for, or nothing is a target.
@@ -35,6 +37,7 @@ class Found:
 
     traced: Traced
     text: str
+    said: str
     pictures: list[bytes] = field(repr=False)
     tokens: int
     loss: float | None = None
@@ -96,14 +99,18 @@ class TracedRun:
         first = sum(one["images"] for one in pack.documents[: traced.place])
         ids = pack.ids[start : start + record["length"]].tolist()
         parts: list[str] = []
+        turns = said_turns(ids, self.tokenizer, spec.special)
+        said = [f"-> {x}" if role == "assistant" else x for role, x in turns if role != "system"]
         while ids:
             stop = ids.index(spec.special.image) if spec.special.image in ids else len(ids)
             parts.append(self.tokenizer.decode(ids[:stop], skip_special_tokens=True))
             parts += ["[image]"] * (stop < len(ids))
             ids = ids[stop + 1 :]
+        text = " ".join(part.strip() for part in parts if part.strip())
         return Found(
             traced=traced,
-            text=" ".join(part.strip() for part in parts if part.strip()),
+            text=text,
+            said=" ".join(said) or text,
             pictures=pack.images[first : first + images],
             tokens=record["length"] + images * (spec.tokens_per_image - 1),
         )

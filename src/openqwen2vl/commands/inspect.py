@@ -8,12 +8,12 @@ from rich.table import Table
 
 from openqwen2vl.commands._inspect_page import build_page
 from openqwen2vl.config import Schema
-from openqwen2vl.formats.errors import ConfigError, PackError
+from openqwen2vl.formats.errors import ConfigError, PackError, UserError
 from openqwen2vl.formats.tokens import load_tokenizer, tokenizer_hash
 from openqwen2vl.packing.reader import PackFolder
 from openqwen2vl.packing.summary import Bin, PackSummary, summarise
 
-_KEYS = "packs out tokenizer count first image_side json"
+_KEYS = "packs out tokenizer count first image_side overwrite json"
 _BAR = 40  # letters of the longest bar
 
 
@@ -27,7 +27,7 @@ def _sound_numbers(config: DictConfig) -> None:
 
 SCHEMA = Schema(
     keys=frozenset(_KEYS.split()),
-    types={**dict.fromkeys(("count", "first", "image_side"), int), "json": bool},
+    types={**dict.fromkeys(("count", "first", "image_side"), int), "overwrite": bool, "json": bool},
     rules=(_sound_numbers,),
 )
 
@@ -40,8 +40,12 @@ def run(config: DictConfig) -> dict[str, object]:
 
     Raises:
         PackError: no such pack, or a tokenizer that did not make these packs.
+        UserError: ``out`` is there already.
     """
     folder = PackFolder(Path(config.packs).expanduser())
+    out = Path(config.out).expanduser()
+    if out.exists() and not config.overwrite:
+        raise UserError(f"{out} exists; set overwrite=true, or give another out=")
     if config.first >= len(folder):
         raise PackError(
             f"first is {config.first}, but {folder.path} holds {len(folder)} packs, from 0"
@@ -55,7 +59,6 @@ def run(config: DictConfig) -> dict[str, object]:
         )
     summary = summarise(folder)
     numbers = range(config.first, min(len(folder), config.first + config.count))
-    out = Path(config.out).expanduser()
     build_page(folder, summary, numbers, tokenizer, config.image_side).save(out)
     _show(summary)
     Console().print(f"{len(numbers)} packs on {out}", soft_wrap=True, highlight=False)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from openqwen2vl.commands._trace_page import build_page
@@ -41,7 +42,8 @@ def run(config: DictConfig) -> dict[str, object]:
     out = Path(config.out).expanduser() if config.out else default
     build_page(traced, config.step, documents[: config.count], len(documents), judge).save(out)
     _show(documents, traced, config.step)
-    Console().print(f"{len(documents):,} documents: {out}", soft_wrap=True, highlight=False)
+    told = f"{len(documents):,} documents{_left_out(len(documents), config.count)}: {out}"
+    Console().print(told, soft_wrap=True, highlight=False, markup=False)
     return {
         "step": config.step,
         "row": traced.row(config.step),
@@ -63,9 +65,16 @@ def _show(documents: list[Found], traced: TracedRun, step: int) -> None:
             str(record["images"]),
             str(one.tokens),
             loss,
-            one.text.replace("\n", " ")[:60],
+            escape(one.said.replace("\n", " ")[:60]),
         )
     Console().print(table)
     row = traced.row(step)
-    told = (f"{key} {row[key]}" for key in ("loss", "grad_norm", "grid") if key in row)
+    told = (f"{key} {float(row[key]):.5g}" for key in ("loss", "grad_norm", "grid") if row.get(key))
     Console().print(f"step {step}: {', '.join(told) or 'not in metrics.csv'}", highlight=False)
+
+
+def _left_out(count: int, on_page: int) -> str:
+    """Say how many are not shown, in the terminal and on the page."""
+    above = f", {count - _SHOWN:,} of them not shown above" if count > _SHOWN else ""
+    page = f", the first {on_page:,} on the page (count=)" if count > on_page else ""
+    return above + page

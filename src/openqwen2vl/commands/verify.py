@@ -15,9 +15,12 @@ from rich.table import Table
 from openqwen2vl.config import Schema
 from openqwen2vl.engine.local import Item, Mapper, Result, map_shards
 from openqwen2vl.formats.errors import PackError
+from openqwen2vl.formats.manifest import Manifest
 from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing.proof.faults import LISTED
 from openqwen2vl.packing.proof.verify import Verification, VerifyRequest, verify
+
+_FEW_DOCUMENTS, _FEW_BYTES = 10_000, 2e8
 
 SCHEMA = Schema(
     keys=frozenset(["input", "packs", "image_root", "deep", "tokenizer", "workers", "json"]),
@@ -43,14 +46,17 @@ def run(config: DictConfig) -> dict[str, object]:
         deep=config.deep,
         tokenizer=load_tokenizer(config.tokenizer) if config.tokenizer else None,
     )
+    workers = config.workers or _workers(request.packs)
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        workers = config.workers or len(os.sched_getaffinity(0))
         found = verify(request, _with_progress(bar, workers))
     figures = _figures(found, time.perf_counter() - started)
     table = Table(box=None, show_header=False)
     for name, value in figures.items():
         if name == "text_compared":
             table.add_row("text", _text(found))
+        elif name == "validation_again":
+            if found.validation_again:
+                table.add_row("validation", _again(found))
         else:
             table.add_row(name.replace("_", " "), _short(value))
     Console().print(table)
@@ -65,6 +71,7 @@ def _figures(found: Verification, seconds: float) -> dict[str, object]:
     return {
         "documents": found.documents,
         "packed": found.packed,
+        "validation_again": found.validation_again,
         "rejected": dict(sorted(found.rejected.items())),
         "outside_part": found.outside,
         "packs": found.packs,
@@ -98,15 +105,36 @@ def _text(found: Verification) -> str:
     return f"{found.texts:,} documents encoded again and compared"
 
 
+def _again(found: Verification) -> str:
+    count = found.validation_again
+    documents = "document is" if count == 1 else "documents are"
+    return f"{count:,} {documents} packed again: the folders of all parts hold the same ones"
+
+
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{number:,} {name}" for name, number in value.items()) or "none"
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
 
+def _workers(packs: Sequence[Path]) -> int:
+    """Give a process a core, or this one alone where starting others takes longer than the work."""
+    manifests = [Manifest.load(path) for path in packs]
+    documents = sum(
+        one.counts.documents + one.outside_part + sum(one.rejects.values()) for one in manifests
+    )
+    size = sum(shard.bytes for one in manifests for shard in one.shards)
+    small = documents <= _FEW_DOCUMENTS and size <= _FEW_BYTES
+    return 1 if small else len(os.sched_getaffinity(0))
+
+
 def _with_progress(bar: Progress, workers: int) -> Mapper:
     def mapper(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        task = bar.add_task(function.__name__.replace("_", " "), total=len(items))
+        name = function.__name__.replace("_", " ")
+        task = bar.add_task(name, total=len(items))
+        if items and workers > 1 and not bar.console.is_terminal:
+            # No bar is drawn where nobody looks; a log wants to know how far it is.
+            bar.console.print(f"{name}: {len(items):,} to do", highlight=False)
         return map_shards(function, items, workers, lambda n, _: bar.update(task, completed=n))
 
     return mapper

@@ -55,6 +55,8 @@ class Verification:
     Attributes:
         documents: entries of the corpus: packed, rejected and outside, or there is a fault.
         packed: documents in packs, validation's included.
+        validation_again: validation documents that further folders hold, too: all parts of a
+            corpus hold the same ones.
         rejected: documents of the ledgers by reason.
         outside: documents that belong to no given folder's part.
         packs: packs read.
@@ -66,6 +68,7 @@ class Verification:
 
     documents: int = 0
     packed: int = 0
+    validation_again: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     outside: int = 0
     packs: int = 0
@@ -283,7 +286,9 @@ def _count(corpus: _Corpus, folders: Sequence[Sequence[Holdings]], found: Verifi
     found.outside = int((corpus.census.splits == OUTSIDE).all(axis=0).sum())
     validation = [held[1] for held in folders if len(held) > 1]
     counted = [held[0] for held in folders]
-    counted += sorted(validation, key=lambda holdings: len(holdings.audit.identities))[-1:]
+    validation.sort(key=lambda holdings: len(holdings.audit.identities))
+    counted += validation[-1:]
+    found.validation_again = sum(len(h.audit.identities) for h in validation[:-1])
     for number, holdings in enumerate(counted):
         found.packed += len(holdings.audit.identities)
         # What is lost of a shard without a key is told in every part.
