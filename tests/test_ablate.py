@@ -190,7 +190,7 @@ def test_jobs_that_fail_do_not_hide_and_the_code_is_1(
         (["baseline=only_green"], "baseline is 'only_green'; did you mean"),
         (["benchmarks=null"], "benchmarks: must be given"),
         (["benchmarks=ai3d"], "benchmark is 'ai3d'; did you mean 'ai2d'?"),
-        (["benchmarks=mmstar"], "ai2d.jsonl lacks index, category"),
+        (["benchmarks=mmstar"], "no files of mmstar: neither"),
         (["only=all"], "only is 'all'; there are null, report, job"),
         (["alpha=0.7"], "alpha is 0.7; expected more than 0"),
         (["pretrain=[budget.steps=2,seed=3]"], "the ablation sets seed itself"),
