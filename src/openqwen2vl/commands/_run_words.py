@@ -81,10 +81,10 @@ def tell_end(folder: RunFolder, figures: Mapping[str, object]) -> None:
     # As a set: steps that a restart did again met the same pictures.
     count = len({line for ledger in ledgers for line in ledger.read_text().splitlines()})
     if count:
+        what = "1 picture" if count == 1 else f"{count:,} pictures"
         _say(
-            f"{count:,} {'picture' if count == 1 else 'pictures'} could not be read; their "
-            "documents stayed in place, masked, and were not trained on. Documents and reasons: "
-            f"{', '.join(map(str, ledgers))}"
+            f"{what} could not be read; nothing was learnt from the documents concerned, which "
+            f"stayed in place, masked. Names and reasons: {', '.join(map(str, ledgers))}"
         )
 
 
