@@ -7,14 +7,14 @@ import lightning.pytorch as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from openqwen2vl.commands._assemble import (
     build_model,
     check_grids,
     check_text,
 )
-from openqwen2vl.commands._facts import run_facts, shared_facts
+from openqwen2vl.commands._facts import plain, run_facts, shared_facts
 from openqwen2vl.commands._run_words import announce, tell_end
 from openqwen2vl.formats.errors import CheckpointError, UserError
 from openqwen2vl.model.mllm import MLLM
@@ -28,6 +28,7 @@ from openqwen2vl.training.module import MLLMModule
 from openqwen2vl.training.run_folder import RunFolder
 from openqwen2vl.training.schedule import Schedule
 from openqwen2vl.training.stream import PackedData
+from openqwen2vl.training.wandb_log import RunWandbLogger
 
 # What must not change between a checkpoint and its resumption: the order is a function of it.
 FIXED = ("seed", "global_batch", "sources", "mode", "weights", "manifests")
@@ -80,7 +81,11 @@ def fit(config: DictConfig, processes: int) -> dict[str, object]:
         folder.forget()
         raise
     if rank() == 0:
-        folder.write_json("config.json", OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        told = plain(config)
+        folder.write_json("config.json", told)
+        for logger in trainer.loggers:
+            if isinstance(logger, RunWandbLogger):
+                logger.log_hyperparams(told)
         announce(config.stage, folder, data, module.model, trainer, checkpoint)
     trainer.fit(
         module,
