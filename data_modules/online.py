@@ -13,6 +13,7 @@ from openqwen2vl.packing.mixture import SourceSpec
 from openqwen2vl.packing.online import OnlinePacks, open_online
 from openqwen2vl.packing.plan import Selection
 from openqwen2vl.packing.request import PackRequest, make_spec
+from openqwen2vl.training.loading import rank_cores
 
 from .packed import PackedDataModule
 
@@ -33,7 +34,7 @@ class OnlineDataModule(PackedDataModule):
         packs_per_shard: packs in a packed shard if there were any: it decides their numbers.
         packer: one of ``packers.PACKERS``.
         max_images: images in a pack, at most; None means any number.
-        workers: processes that index; None is one a core.
+        workers: processes that index; None is one for each core of the rank.
         **loading: what `PackedDataModule` takes.
 
     Raises:
@@ -63,7 +64,8 @@ class OnlineDataModule(PackedDataModule):
             "packer": packer,
             "max_images": max_images,
         }
-        self._workers = workers or len(os.sched_getaffinity(0))
+        # torchrun says how many ranks share this machine's cores.
+        self._workers = workers or rank_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         super().__init__(**loading)
 
     def open_source(self, name: str, source: SourceSpec) -> Sequence[OnlinePacks]:

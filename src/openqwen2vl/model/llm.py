@@ -1,6 +1,7 @@
 """Language models through transformers: float32 masters from a folder, the hub, or a config."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ def _load(path: str | None) -> PreTrainedModel:
         raise ConfigError(
             "llm.path is empty; give a folder or hub name, or llm.pretrained=false with llm.config"
         )
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise CheckpointError(f"no folder {path}, which llm.path names; check the path")
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
