@@ -82,7 +82,7 @@ def test_adding_rows_leaves_the_random_state_alone(folder):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot load a language model from .*llm\.path"):
         load_llm(str(tmp_path))
-    with pytest.raises(CheckpointError, match="no folder .*gone, which llm.path names"):
+    with pytest.raises(CheckpointError, match=r"no folder .*gone, which llm\.path names"):
         load_llm(str(tmp_path / "gone"))
 
 
