@@ -50,7 +50,7 @@ from openqwen2vl.formats.documents import IMAGE
 from openqwen2vl.formats.images import decode_image
 from openqwen2vl.formats.templates import TEMPLATES
 from openqwen2vl.formats.tokens import special_tokens, train_tokenizer
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 
 GOAL, GRID, VOCABULARY = 3.0, 6, 512
 ROWS_GOAL = 50_000

@@ -201,7 +201,7 @@ def test_mistakes_are_told_before_anything_is_loaded(
         ("chat.max_images=0", "chat.max_images is 0"),
         ("prompt= ", "prompt is empty"),
         ("temperature=-1", "temperature is -1"),
-        ("temperature=1e-45", "temperature is 1e-45; 0 takes the likeliest"),
+        ("temperature=1e-45", "temperature is 1e-45; take 0 for the likeliest"),
         ("seed=-1", "seed is -1; expected 0 to"),
         ("seed=99999999999999999999", "seed is 99999999999999999999; expected 0 to"),
         ("prompt=caf\udce9", "prompt holds bytes that are no letters here"),

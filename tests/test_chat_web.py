@@ -28,7 +28,7 @@ from support.shards import picture
 from openqwen2vl.commands._chat_config import Place
 from openqwen2vl.commands._chat_web import Desk
 from openqwen2vl.formats.errors import UserError
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 from openqwen2vl.release.conversation import Partner, started
 from openqwen2vl.release.trained import load_trained
 

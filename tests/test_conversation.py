@@ -21,7 +21,7 @@ from openqwen2vl.formats.errors import ImageError, UserError
 from openqwen2vl.formats.images import decode_image
 from openqwen2vl.formats.templates import TEMPLATES, prompt_ids
 from openqwen2vl.formats.tokens import encode_text, special_tokens
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 from openqwen2vl.release.conversation import Conversation, Partner, started
 from openqwen2vl.release.streaming_text import text_pieces
 

@@ -193,6 +193,8 @@ def test_fetch_prints_commands_and_wants_nothing_else(call: Run) -> None:
         (("model={path:null}", "out=null"), "model, out: must be given"),
         (("batch_size=0",), "batch_size is 0"),
         (("temperature=-1",), "temperature is -1"),
+        (("temperature=1e-45",), "temperature is 1e-45; take 0 for the likeliest"),
+        (("seed=-1",), "seed is -1; expected 0 to"),
         (("dtype=float8",), "bfloat16"),
         (("data.num_workrs=1",), "did you mean 'num_workers'?"),
         (("btch_size=1",), "batch_size"),

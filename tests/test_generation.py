@@ -6,7 +6,7 @@ from support.batches import IMAGE_ID, lay_out, random_document, random_images
 from support.models import tiny_mllm
 from transformers import GenerationConfig
 
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 from openqwen2vl.model.mllm import MLLM
 
 EOS = 7

@@ -8,7 +8,7 @@ from support.batches import IMAGE_ID, random_document, random_images
 from support.models import tiny_mllm
 from transformers import GenerationConfig
 
-from openqwen2vl.model.generation import Decoding, Sampling
+from openqwen2vl.model.decoding import Decoding, Sampling
 from openqwen2vl.model.mllm import MLLM
 from openqwen2vl.model.streaming import stream
 

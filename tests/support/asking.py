@@ -15,7 +15,7 @@ from openqwen2vl.evaluation.subject import Subject
 from openqwen2vl.evaluation.unfinished import Unfinished
 from openqwen2vl.formats.documents import IMAGE
 from openqwen2vl.formats.templates import TEMPLATES
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 from support.models import tiny_mllm
 from support.shards import picture, tiny_tokenizer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from omegaconf import DictConfig
 
-from openqwen2vl.commands._evaluate_config import Model
+from openqwen2vl.commands._evaluate_config import Model, sampling
 from openqwen2vl.config import Schema
 from openqwen2vl.curation.scorers.weights import placement
 from openqwen2vl.formats.errors import ConfigError
@@ -17,8 +17,6 @@ _KEYS = (
     "device dtype json"
 )
 _MOST_PORT = 65_535
-_LEAST_TEMPERATURE = 1e-6  # below, logits divided by it overflow
-_MOST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,7 @@ def _possible_question(config: DictConfig) -> None:
 
 
 def _possible_numbers(config: DictConfig) -> None:
-    for key, low, high in (("temperature", 0, 100), ("top_p", 1e-6, 1)):
-        if not low <= config[key] <= high:
-            raise ConfigError(f"{key} is {config[key]!r}; expected {low:g} to {high:g}")
-    if 0 < config.temperature < _LEAST_TEMPERATURE:
-        raise ConfigError(f"temperature is {config.temperature!r}; 0 takes the likeliest token")
-    if not 0 <= config.seed <= _MOST_SEED:
-        raise ConfigError(f"seed is {config.seed}; expected 0 to {_MOST_SEED}")
+    sampling(config)
     if config.max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens is {config.max_new_tokens}; expected 1 or more")
     placement(config.device, config.dtype, half=torch.bfloat16)

@@ -13,7 +13,7 @@ from openqwen2vl.evaluation.generate import Effort
 from openqwen2vl.evaluation.protocols import EvaluationProtocol, protocol
 from openqwen2vl.formats.errors import ConfigError
 from openqwen2vl.formats.templates import template
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 
 GENERATE, SCORE = "generate", "score"
 # What each step cannot do without; fetch=true needs none of it.
@@ -65,7 +65,11 @@ def folder(value: object) -> Path:
 
 
 def sampling(config: DictConfig) -> Sampling:
-    """Give how the next token is drawn."""
+    """Give how the next token is drawn.
+
+    Raises:
+        ConfigError: numbers out of range.
+    """
     return Sampling(temperature=config.temperature, top_p=config.top_p, seed=config.seed)
 
 
@@ -110,9 +114,7 @@ def _known_template(config: DictConfig) -> None:
 
 def _possible_numbers(config: DictConfig) -> None:
     effort(config)
-    for key, low, high in (("temperature", 0, 100), ("top_p", 1e-6, 1)):
-        if not low <= config[key] <= high:
-            raise ConfigError(f"{key} is {config[key]!r}; expected {low:g} to {high:g}")
+    sampling(config)
     if config.dtype is not None and config.dtype not in DTYPES:
         raise ConfigError(f"dtype is '{config.dtype}'; there are null, {', '.join(DTYPES)}")
 

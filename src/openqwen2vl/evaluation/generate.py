@@ -18,7 +18,7 @@ from openqwen2vl.evaluation.subject import Subject
 from openqwen2vl.evaluation.unfinished import Unfinished
 from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.formats.tokens import special_tokens
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from openqwen2vl.evaluation.predictions import Answered
 from openqwen2vl.evaluation.questions import Prompt, Question
 from openqwen2vl.evaluation.subject import Subject
 from openqwen2vl.formats.documents import IMAGE, Part
-from openqwen2vl.model.generation import Sampling
+from openqwen2vl.model.decoding import Sampling
 
 _MARK = "<image>"
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from openqwen2vl.model.compiled import uncompiled
+from openqwen2vl.model.decoding import Decoding
 from openqwen2vl.model.seeding import seeded
 
 if TYPE_CHECKING:
@@ -21,38 +22,6 @@ if TYPE_CHECKING:
 
 ROWS_AT_A_TIME = 1024
 """Rows of logits held at once when options are judged; a row of Qwen2.5's is 600 KB."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is drawn.
-
-    Attributes:
-        temperature: 0 takes the likeliest token.
-        top_p: draw among the likeliest tokens that together have this probability.
-        seed: of the draws; they are shared by the whole batch.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Decoding:
-    """How answers begin, go on and end.
-
-    Attributes:
-        pad_id: fills short prompts on the left and finished answers on the right.
-        eos_ids: any of them ends an answer.
-        max_new_tokens: of each answer.
-        sampling: how the next token is drawn.
-    """
-
-    pad_id: int
-    eos_ids: Sequence[int]
-    max_new_tokens: int
-    sampling: Sampling
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from openqwen2vl.model import attention as packed
 from openqwen2vl.model import generation
 from openqwen2vl.model.checkpointing import checkpoint_layers
 from openqwen2vl.model.compiled import compile_blocks, leave_open
+from openqwen2vl.model.decoding import Decoding, Sampling
 from openqwen2vl.model.last_layer import KEYWORD, ReadRows
 from openqwen2vl.model.llm import check_head
 from openqwen2vl.model.projector import PooledProjector, ProjectorFactory
@@ -234,9 +235,9 @@ class MLLM(nn.Module):
         pad_id: int,
         eos_ids: Sequence[int],
         max_new_tokens: int,
-        sampling: generation.Sampling | None = None,
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Continue each prompt; see ``generation.generate`` and ``generation.Decoding``.
+        """Continue each prompt; see ``generation.generate`` and `Decoding`.
 
         Args:
             prompts: token ids with one ``image_id`` for each image.
@@ -250,11 +251,11 @@ class MLLM(nn.Module):
         Returns:
             The new ids of each prompt, without the one that ended it.
         """
-        decoding = generation.Decoding(
+        decoding = Decoding(
             pad_id=pad_id,
             eos_ids=eos_ids,
             max_new_tokens=max_new_tokens,
-            sampling=sampling or generation.Sampling(),
+            sampling=sampling or Sampling(),
         )
         return generation.generate(self, prompts, images, image_id, decoding)
 

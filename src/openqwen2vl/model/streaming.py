@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, TemperatureLogitsWarper, TopPLogitsWarper
 
-from openqwen2vl.model.generation import Decoding, Sampling, answering, expand, left_padded
+from openqwen2vl.model.decoding import Decoding, Sampling
+from openqwen2vl.model.generation import answering, expand, left_padded
 
 if TYPE_CHECKING:
     from openqwen2vl.model.mllm import MLLM

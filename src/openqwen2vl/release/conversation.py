@@ -17,7 +17,7 @@ from openqwen2vl.formats.errors import ImageError, UserError
 from openqwen2vl.formats.images import decode_image
 from openqwen2vl.formats.templates import prompt_ids
 from openqwen2vl.formats.tokens import special_tokens
-from openqwen2vl.model.generation import Decoding, Sampling
+from openqwen2vl.model.decoding import Decoding, Sampling
 from openqwen2vl.model.streaming import stream
 from openqwen2vl.release.streaming_text import text_pieces
 
