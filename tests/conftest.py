@@ -15,8 +15,11 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import settings
 from support.runs import PackedCorpora, Run, build_corpora, command
+from support.shards import tiny_tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from openqwen2vl.__main__ import main
+from openqwen2vl.formats.tokens import load_tokenizer
 
 # Small tensors gain nothing from threads, and several tests run processes beside this one.
 torch.set_num_threads(1)
@@ -56,6 +59,20 @@ def pytest_sessionfinish() -> None:
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> PackedCorpora:
     """Small packed corpora for training runs; tests only read them."""
     return build_corpora(tmp_path_factory.mktemp("corpora"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny tokenizer; tests only read it."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder: Path) -> PreTrainedTokenizerFast:
+    """A tiny tokenizer, loaded as commands load one."""
+    return load_tokenizer(str(tokenizer_folder))
 
 
 @pytest.fixture

@@ -131,7 +131,9 @@ def test_the_key_to_type_is_whole_at_80_columns(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     long = "timm/ViT-SO400M-14-SigLIP-384"
-    _show([Finding("space", YELLOW, "34 GB", TODO), Finding(long, GREEN, "in /root/" + "x" * 90)])
+    _show(
+        [Finding("space", YELLOW, "34 GB", TODO), Finding(long, GREEN, "in /home/user/" + "x" * 90)]
+    )
     shown = capsys.readouterr().out
     assert "callbacks.checkpoints.keep=1" in shown
     assert long in shown

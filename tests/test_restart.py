@@ -9,11 +9,10 @@ from functools import partial
 
 import pytest
 from support.packs import contents, pack
-from support.shards import tiny_tokenizer, write_caption_shard, write_conversation_shard
+from support.shards import write_caption_shard, write_conversation_shard
 
 from openqwen2vl.engine.local import map_inline, map_shards
 from openqwen2vl.formats.errors import PackError, ShardError
-from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing import scan
 from openqwen2vl.packing.layout import plan_window
 from openqwen2vl.packing.locks import one_writer
@@ -24,18 +23,6 @@ from openqwen2vl.packing.shards import write_shards
 from openqwen2vl.packing.writer import pack_folder
 
 KEYS = {"selection": Selection((0.0, 0.9), 0.2), "window": 40, "packs_per_shard": 1}
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder):
-    return load_tokenizer(str(tokenizer_folder))
 
 
 @pytest.fixture

@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 from support.packs import contents, documents_of, ledger, pack
 from support.shards import (
     picture,
-    tiny_tokenizer,
     write_caption_shard,
     write_mixed_corpus,
 )
 
 from openqwen2vl.engine.local import map_shards
 from openqwen2vl.formats.raw import raw_shards, read_raw_shard
-from openqwen2vl.formats.tokens import load_tokenizer
 from openqwen2vl.packing import shards as packed_shards
 from openqwen2vl.packing.plan import Selection, uid_fraction
 from openqwen2vl.packing.reader import PackFolder
@@ -27,18 +25,6 @@ from openqwen2vl.packing.request import PackRequest, make_spec
 from openqwen2vl.packing.writer import pack_folder
 
 JPEG = picture(random.Random(0))
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizer_folder):
-    return load_tokenizer(str(tokenizer_folder))
 
 
 @pytest.fixture(scope="module")
