@@ -25,7 +25,7 @@ from openqwen2vl.commands.doctor import SCHEMA, _show
 from openqwen2vl.config import check
 
 GREEN, YELLOW, RED = Level.GREEN, Level.YELLOW, Level.RED
-TODO = "three checkpoints take 56 GB: free some, or callbacks.checkpoints.keep=1"
+REMEDY = "three checkpoints take 56 GB: free some, or callbacks.checkpoints.keep=1"
 SMALL = ("doctor", "read_bytes=1e6", "json=true")
 
 
@@ -132,7 +132,10 @@ def test_the_key_to_type_is_whole_at_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     long = "timm/ViT-SO400M-14-SigLIP-384"
     _show(
-        [Finding("space", YELLOW, "34 GB", TODO), Finding(long, GREEN, "in /home/user/" + "x" * 90)]
+        [
+            Finding("space", YELLOW, "34 GB", REMEDY),
+            Finding(long, GREEN, "in /home/user/" + "x" * 90),
+        ]
     )
     shown = capsys.readouterr().out
     assert "callbacks.checkpoints.keep=1" in shown

@@ -34,7 +34,7 @@ def explain(error: Exception, verb: str) -> str:
     return "\n".join(lines)
 
 
-def flags_with_values(words: Sequence[str]) -> str | None:
+def key_as_flag(words: Sequence[str]) -> str | None:
     """Tell that a key was written as a flag is (`--input DIR`), or give None.
 
     Args:

@@ -15,7 +15,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from openqwen2vl.commands._explain import explain, flags_with_values
+from openqwen2vl.commands._explain import explain, key_as_flag
 from openqwen2vl.config import check
 from openqwen2vl.formats.errors import ConfigError, UserError
 from openqwen2vl.training.exit_note import USER_ERROR, tell_mistake
@@ -48,7 +48,7 @@ def launch(verb: str, overrides: Sequence[str]) -> int:
 
     verdicts: list[int] = []
     mistakes = _null_groups(overrides)
-    if unknown := flags_with_values(overrides):
+    if unknown := key_as_flag(overrides):
         mistakes.append(unknown)
     if mistakes:
         sys.stderr.write("\n".join(mistakes) + "\n")
